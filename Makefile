@@ -1,0 +1,59 @@
+# `make` needs Python 3.11+ and nothing else; everything is installed into .venv.
+PYTHON ?= python3
+PORT ?= 8000
+BIN := .venv/bin
+PY := $(BIN)/python
+export PORT
+
+.DEFAULT_GOAL := help
+
+help: ## Show this list.
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "make %-10s %s\n", $$1, $$2 }'
+
+install: .venv/.installed ## Install the locked dependencies into .venv (the other targets do it for you).
+
+.venv/.installed: requirements-dev.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"Slipway needs Python 3.11 or newer, {sys.executable} is {sys.version.split()[0]}: try make PYTHON=python3.12")'
+	@test -x $(PY) || $(PYTHON) -m venv .venv
+	@echo "Installing the locked dependencies into .venv ..."
+	@$(PY) -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r requirements-dev.txt
+	@touch $@
+
+run: install ## Start PostgreSQL, Valkey, the API (PORT=8000) and the worker; Ctrl-C stops all.
+	@exec $(PY) -m src.scripts.dev run --port $(PORT)
+
+services: install ## Start only PostgreSQL and Valkey; Ctrl-C stops them.
+	@exec $(PY) -m src.scripts.dev services
+
+worker: install ## Run a worker beside a running `make services`.
+	@exec $(BIN)/arq src.app.core.worker.settings.WorkerSettings
+
+migrate: install ## Bring the database to the newest schema.
+	@cd src && exec ../$(BIN)/alembic upgrade head
+
+migration: install ## Write a migration from the models: make migration m="add colour".
+	@test -n "$(m)" || { echo 'Say what it does: make migration m="add colour"' >&2; exit 2; }
+	@cd src && exec ../$(BIN)/alembic revision --autogenerate -m "$(m)"
+
+test: install ## Run all tests on PostgreSQL and Valkey of their own.
+	@exec $(PY) -m pytest -n auto --dist worksteal $(ARGS)
+
+format: install ## Format the code.
+	@$(BIN)/ruff format && $(BIN)/ruff check --fix
+
+check: install ## Format, lint, types, tests with coverage: what CI runs.
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy
+	$(PY) -m pytest -n auto --dist worksteal --cov --cov-report=term $(ARGS)
+
+lock: install ## Compile the lock files anew from pyproject.toml.
+	@$(PY) -m pip install --quiet --disable-pip-version-check uv
+	@$(COMPILE) pyproject.toml -o requirements.txt
+	@$(COMPILE) --group dev -c requirements.txt pyproject.toml -o requirements-dev.txt
+
+# The extras stay in the pins: pip would not take "redis==5.3" for an answer to another package's "redis[hiredis]".
+COMPILE := $(BIN)/uv pip compile --quiet --universal --upgrade --generate-hashes --no-strip-extras --no-emit-index-url \
+	--custom-compile-command "make lock"
+
+.PHONY: help install run services worker migrate migration test format check lock
