@@ -1,0 +1,293 @@
+"""Settings, in groups: a feature is on when `Settings` inherits its group.
+
+Values come from the environment, then from `src/.env` (or the file that the variable `ENV_FILE` names).
+A field's description completes the sentence "NAME must be ...", which a person with a broken value gets to read.
+"""
+
+import os
+from collections.abc import Iterator
+from enum import StrEnum
+from functools import lru_cache
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+from urllib.parse import quote
+
+from pydantic import AfterValidator, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+from sqlalchemy import URL, make_url
+from sqlalchemy.exc import ArgumentError
+
+ENV_FILE = Path(os.environ.get("ENV_FILE") or Path(__file__).resolve().parents[2] / ".env")
+
+Port = Annotated[int, Field(ge=1, le=65535, description="a TCP port, 1 to 65535")]
+PositiveInt = Annotated[int, Field(ge=1, le=2**31 - 1)]
+
+
+class SettingsError(SystemExit):
+    """A setting is missing or broken. Uncaught, it ends the process with one line per fault, exit code 1."""
+
+
+class SettingsGroup(BaseSettings):
+    """Base of every group."""
+
+    model_config = SettingsConfigDict(
+        env_file=ENV_FILE, env_file_encoding="utf-8", env_ignore_empty=True, extra="ignore"
+    )
+
+    def __init__(self, **values: Any) -> None:
+        """Raises: SettingsError naming each faulty variable, never its value."""
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise SettingsError("\n".join(self._faults(error))) from None
+        except UnicodeDecodeError:
+            raise SettingsError(f"{ENV_FILE} must be a UTF-8 text file.") from None
+
+    def inherits(self, *groups: type["SettingsGroup"]) -> bool:
+        """Whether all of these groups are among this class's bases, that is, their features are on."""
+        return all(isinstance(self, group) for group in groups)
+
+    @classmethod
+    def _faults(cls, error: ValidationError) -> list[str]:
+        faults = []
+        for fault in error.errors(include_input=False, include_url=False):
+            name = str(fault["loc"][0]) if fault["loc"] else ""
+            if not name:
+                faults.append(fault["msg"].removeprefix("Value error, "))
+                continue
+            expected = cls.model_fields[name].description or fault["msg"]
+            missing = " It is not set." if fault["type"] == "missing" else ""
+            faults.append(f"{name} must be {expected}.{missing}")
+        return faults
+
+
+class EnvironmentOption(StrEnum):
+    """Where the app runs: decides who sees the documentation and how strict the start is."""
+
+    LOCAL = "local"
+    STAGING = "staging"
+    PRODUCTION = "production"
+
+
+class EnvironmentSettings(SettingsGroup):
+    """Switches the documentation pages; without it the app behaves as in production."""
+
+    ENVIRONMENT: EnvironmentOption = Field(EnvironmentOption.LOCAL, description="one of local, staging, production")
+
+    @model_validator(mode="after")
+    def _refuse_weak_secrets_in_production(self) -> Self:
+        if self.ENVIRONMENT is EnvironmentOption.PRODUCTION:
+            weak = [name for name, value in self._secrets_in_use() if _WEAK[name](value)]
+            if weak:
+                raise ValueError(
+                    "; ".join(f"{name} must not be an example, a default or guessable in production" for name in weak)
+                    + "."
+                )
+        return self
+
+    def _secrets_in_use(self) -> Iterator[tuple[str, str]]:
+        for name in _WEAK:
+            secret: SecretStr | None = getattr(self, name, None)
+            replaced = name == "POSTGRES_PASSWORD" and getattr(self, "POSTGRES_URL", None) is not None
+            if secret is not None and not replaced:
+                yield name, secret.get_secret_value()
+
+
+def environment_of(settings: SettingsGroup) -> EnvironmentOption:
+    """Where the app runs; without `EnvironmentSettings` it is taken for production."""
+    return settings.ENVIRONMENT if isinstance(settings, EnvironmentSettings) else EnvironmentOption.PRODUCTION
+
+
+def _is_weak_key(value: str) -> bool:
+    return len(set(value)) < 12 or value.lower().startswith(_EXAMPLES)
+
+
+def _is_weak_password(value: str) -> bool:
+    return len(value) < 12 or value.lower().startswith(_EXAMPLES)
+
+
+_EXAMPLES = ("change", "secret", "example", "password", "postgres", "admin")
+
+
+def _has_weak_password(url: str) -> bool:
+    password = make_url(url).password
+    return password is not None and _is_weak_password(str(password))
+
+
+_WEAK = {
+    "SECRET_KEY": _is_weak_key,
+    "POSTGRES_PASSWORD": _is_weak_password,
+    "POSTGRES_URL": _has_weak_password,
+    "ADMIN_PASSWORD": _is_weak_password,
+}
+
+
+class AppSettings(SettingsGroup):
+    """What the API calls itself, and the size of what it accepts."""
+
+    APP_NAME: str = "Slipway"
+    APP_DESCRIPTION: str | None = None
+    APP_VERSION: str = "0.1.0"
+    CONTACT_NAME: str | None = None
+    CONTACT_EMAIL: str | None = None
+    LICENSE_NAME: str | None = None
+    MAX_BODY_BYTES: PositiveInt = Field(1_048_576, description="the largest request body, in bytes")
+
+
+class CryptSettings(SettingsGroup):
+    """Switches sign-in."""
+
+    SECRET_KEY: SecretStr = Field(
+        min_length=32, description="at least 32 random characters (`openssl rand -hex 32` makes 64)"
+    )
+    ALGORITHM: Literal["HS256", "HS384", "HS512"] = Field("HS256", description="one of HS256, HS384, HS512")
+    ACCESS_TOKEN_EXPIRE_MINUTES: PositiveInt = Field(15, description="a number of minutes, 1 or more")
+    TOKEN_ISSUER: str = Field("slipway", min_length=1, description="the name in the tokens' iss and aud")
+    REFRESH_TOKEN_EXPIRE_DAYS: int = Field(7, ge=1, le=3650, description="a number of days, 1 to 3650")
+
+
+class PostgresSettings(SettingsGroup):
+    """Switches the database. `POSTGRES_URL` wins over the parts."""
+
+    POSTGRES_USER: str = "postgres"
+    POSTGRES_PASSWORD: SecretStr = SecretStr("postgres")
+    POSTGRES_SERVER: str = "localhost"
+    POSTGRES_PORT: Port = 5432
+    POSTGRES_DB: str = "postgres"
+    POSTGRES_URL: SecretStr | None = Field(
+        None, description="of the form postgresql://user:password@host:port/database"
+    )
+    POSTGRES_POOL_SIZE: PositiveInt = Field(10, description="the number of connections a process may hold, 1 or more")
+
+    @field_validator("POSTGRES_URL")
+    @classmethod
+    def _is_postgresql(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None:
+            try:
+                backend = make_url(value.get_secret_value()).get_backend_name()
+            except ArgumentError:
+                raise ValueError("not a URL") from None
+            if backend not in {"postgresql", "postgres"}:
+                raise ValueError("not PostgreSQL")
+        return value
+
+    @property
+    def postgres_url(self) -> URL:
+        """The address for SQLAlchemy with asyncpg, whose name for libpq's `sslmode` is `ssl`."""
+        if self.POSTGRES_URL is None:
+            return URL.create(
+                "postgresql+asyncpg",
+                username=self.POSTGRES_USER,
+                password=self.POSTGRES_PASSWORD.get_secret_value(),
+                host=self.POSTGRES_SERVER,
+                port=self.POSTGRES_PORT,
+                database=self.POSTGRES_DB,
+            )
+        url = make_url(self.POSTGRES_URL.get_secret_value()).set(drivername="postgresql+asyncpg")
+        sslmode = url.query.get("sslmode")
+        return url.difference_update_query(["sslmode"]).update_query_dict({"ssl": sslmode}) if sslmode else url
+
+
+class FirstUserSettings(SettingsGroup):
+    """Who `create_first_superuser` creates."""
+
+    ADMIN_NAME: str = "Admin"
+    ADMIN_EMAIL: str = "admin@example.com"
+    ADMIN_USERNAME: str = "admin"
+    ADMIN_PASSWORD: SecretStr | None = None
+
+
+class FirstTierSettings(SettingsGroup):
+    """What `create_first_tier` creates."""
+
+    TIER_NAME: str = "free"
+
+
+def _redis_url(url: SecretStr | None, host: str, port: int) -> str:
+    return url.get_secret_value() if url is not None else f"redis://{quote(host)}:{port}/0"
+
+
+def _is_redis(url: SecretStr) -> SecretStr:
+    if not url.get_secret_value().startswith(("redis://", "rediss://", "unix://")):
+        raise ValueError("not a Redis URL")
+    return url
+
+
+RedisUrl = Annotated[
+    Annotated[SecretStr, AfterValidator(_is_redis)] | None,
+    Field(description="of the form redis://user:password@host:port/0 (rediss:// for TLS, unix:// for a socket)"),
+]
+
+
+class RedisCacheSettings(SettingsGroup):
+    """Switches the cache's connection. `REDIS_CACHE_URL` wins over the parts."""
+
+    REDIS_CACHE_HOST: str = "localhost"
+    REDIS_CACHE_PORT: Port = 6379
+    REDIS_CACHE_URL: RedisUrl = None
+
+    @property
+    def redis_cache_url(self) -> str:
+        """The address, password included."""
+        return _redis_url(self.REDIS_CACHE_URL, self.REDIS_CACHE_HOST, self.REDIS_CACHE_PORT)
+
+
+class ClientSideCacheSettings(SettingsGroup):
+    """Switches the `Cache-Control` middleware."""
+
+    CLIENT_CACHE_MAX_AGE: int = Field(60, ge=0, le=31_536_000, description="a number of seconds, 0 to a year")
+
+
+class RedisQueueSettings(SettingsGroup):
+    """Switches the job queue. `REDIS_QUEUE_URL` wins over the parts."""
+
+    REDIS_QUEUE_HOST: str = "localhost"
+    REDIS_QUEUE_PORT: Port = 6379
+    REDIS_QUEUE_URL: RedisUrl = None
+
+    @property
+    def redis_queue_url(self) -> str:
+        """The address, password included."""
+        return _redis_url(self.REDIS_QUEUE_URL, self.REDIS_QUEUE_HOST, self.REDIS_QUEUE_PORT)
+
+
+class RedisRateLimiterSettings(SettingsGroup):
+    """Switches the rate limiter's connection. `REDIS_RATE_LIMIT_URL` wins over the parts."""
+
+    REDIS_RATE_LIMIT_HOST: str = "localhost"
+    REDIS_RATE_LIMIT_PORT: Port = 6379
+    REDIS_RATE_LIMIT_URL: RedisUrl = None
+
+    @property
+    def redis_rate_limit_url(self) -> str:
+        """The address, password included."""
+        return _redis_url(self.REDIS_RATE_LIMIT_URL, self.REDIS_RATE_LIMIT_HOST, self.REDIS_RATE_LIMIT_PORT)
+
+
+class DefaultRateLimitSettings(SettingsGroup):
+    """The rule for callers and routes that no tier's rule names."""
+
+    DEFAULT_RATE_LIMIT_LIMIT: PositiveInt = Field(100, description="a number of requests, 1 or more")
+    DEFAULT_RATE_LIMIT_PERIOD: PositiveInt = Field(60, description="a number of seconds, 1 or more")
+
+
+class Settings(
+    AppSettings,
+    CryptSettings,
+    PostgresSettings,
+    FirstUserSettings,
+    FirstTierSettings,
+    RedisCacheSettings,
+    ClientSideCacheSettings,
+    RedisQueueSettings,
+    RedisRateLimiterSettings,
+    DefaultRateLimitSettings,
+    EnvironmentSettings,
+):
+    """This application's settings: leave a group out and its feature is gone."""
+
+
+@lru_cache(maxsize=1)
+def get_settings() -> Settings:
+    """The settings of this process, read once."""
+    return Settings()

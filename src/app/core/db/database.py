@@ -1,0 +1,96 @@
+"""The connection to PostgreSQL: one engine per process, opened and closed by the app's or worker's lifespan."""
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import asyncpg
+from sqlalchemy import ExceptionContext, event
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker, create_async_engine
+from sqlmodel.ext.asyncio.session import AsyncSession
+
+from app.core.config import PostgresSettings
+from app.core.exceptions.http_exceptions import ServiceUnavailable
+
+CONNECT_TIMEOUT = 3.0  # seconds
+COMMAND_TIMEOUT = 5.0  # seconds, for one statement: nobody who asked over HTTP waits longer
+POOL_TIMEOUT = 5.0  # seconds a request waits for a free connection
+
+# SQLSTATE classes that say "not now" rather than "not like this": connection, transaction rollback (deadlock),
+# insufficient resources, operator intervention (shutdown, statement cancelled), lock not available.
+_TRANSIENT = ("08", "40", "53", "57", "55P03")
+
+_sessions: async_sessionmaker[AsyncSession] | None = None
+
+
+class DatabaseUnavailable(ServiceUnavailable):
+    text = "The database is not available. Try again shortly."
+
+
+def open_database(settings: PostgresSettings) -> AsyncEngine:
+    """Makes the engine that `async_get_db` uses from now on. Connects only when first asked to."""
+    global _sessions
+    engine = create_async_engine(
+        settings.postgres_url,
+        pool_size=settings.POSTGRES_POOL_SIZE,
+        max_overflow=0,
+        pool_timeout=POOL_TIMEOUT,
+        pool_recycle=1800,
+        hide_parameters=True,  # An error's text would carry them, e-mail addresses and hashes too, into the log.
+        connect_args={
+            "async_creator_fn": _connect,
+            "timeout": CONNECT_TIMEOUT,
+            "command_timeout": COMMAND_TIMEOUT,
+            "server_settings": {"application_name": "slipway"},
+        },
+    )
+    event.listen(engine.sync_engine, "handle_error", _raise_if_unavailable)
+    _sessions = async_sessionmaker(engine, class_=AsyncSession, expire_on_commit=False)
+    return engine
+
+
+async def close_database(engine: AsyncEngine) -> None:
+    """Closes every connection of the engine."""
+    global _sessions
+    _sessions = None
+    await engine.dispose()
+
+
+async def async_get_db() -> AsyncIterator[AsyncSession]:
+    """A session that is one transaction: committed when its user is done, rolled back on any error.
+
+    As a dependency it needs `scope="function"`, so that the commit comes before the response starts and a failed
+    commit is an error rather than a false success.
+
+    Raises: DatabaseUnavailable when PostgreSQL cannot be reached or asks to try again.
+    """
+    if _sessions is None:
+        raise RuntimeError("The database is not open: call open_database() first.")
+    try:
+        async with _sessions() as db:
+            yield db
+            await db.commit()
+    except PoolTimeoutError as error:
+        raise DatabaseUnavailable from error
+
+
+def violated_constraint(error: IntegrityError) -> str | None:
+    """The name of the constraint a statement violated."""
+    cause = getattr(error.orig, "__cause__", None)
+    return getattr(cause, "constraint_name", None)
+
+
+def _raise_if_unavailable(context: ExceptionContext) -> None:
+    error = context.original_exception
+    state = getattr(error, "sqlstate", None) or ""
+    if context.is_disconnect or isinstance(error, TimeoutError) or state.startswith(_TRANSIENT):
+        raise DatabaseUnavailable from error
+
+
+async def _connect(*args: Any, **kwargs: Any) -> asyncpg.Connection:
+    # SQLAlchemy passes on what asyncpg raises here as it is: socket errors, a server that is starting up, ...
+    try:
+        return await asyncpg.connect(*args, **kwargs)
+    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        raise DatabaseUnavailable from error

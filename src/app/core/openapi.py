@@ -1,0 +1,60 @@
+"""The OpenAPI document: what FastAPI writes, and the truth about our errors."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from fastapi import FastAPI
+
+from app.core.exceptions.http_exceptions import Problem
+from app.core.exceptions.problem_response import MEDIA_TYPE
+from app.core.schemas import ProblemDetails
+from app.core.utils.rate_limit import route_templates
+
+_PROBLEM = {"content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/ProblemDetails"}}}}
+# Whatever a route does, these can be the answer: a broken or oversized request, or a service that is away.
+_ALWAYS = {
+    "400": "The request cannot be read.",
+    "413": "The request body is too large.",
+    "422": "The request is not valid.",
+    "500": "Something went wrong here.",
+    "503": "A service this request needs is not available.",
+}
+
+
+def problems(*errors: type[Problem]) -> dict[int | str, dict[str, Any]]:
+    """The errors a route can give, for its `responses=`."""
+    texts: dict[int | str, list[str]] = {}
+    for error in errors:
+        texts.setdefault(error.status, []).append(error.text)
+    return {status: {"description": " / ".join(found), **_PROBLEM} for status, found in texts.items()}
+
+
+def add_openapi(app: FastAPI) -> None:
+    """Lets the app's document describe its errors as problem details, and the paths a rate limit can name."""
+    describe = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            document = describe()
+            schemas = document.setdefault("components", {}).setdefault("schemas", {})
+            schemas["ProblemDetails"] = ProblemDetails.model_json_schema()
+            for unused in ("HTTPValidationError", "ValidationError"):
+                schemas.pop(unused, None)
+            for operation in _operations(document):
+                for status, description in _ALWAYS.items():
+                    operation["responses"][status] = {"description": description, **_PROBLEM}
+            _name_the_paths(schemas, [*route_templates(app), "*"])
+        return app.openapi_schema or {}
+
+    app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way to extend it
+
+
+def _operations(document: dict[str, Any]) -> Iterable[dict[str, Any]]:
+    for path in document.get("paths", {}).values():
+        yield from path.values()
+
+
+def _name_the_paths(schemas: dict[str, Any], paths: list[str]) -> None:
+    for name in ("RateLimitCreate", "RateLimitUpdate"):
+        if name in schemas:
+            schemas[name]["properties"]["path"] = {"type": "string", "title": "Path", "enum": paths}

@@ -1,0 +1,163 @@
+"""Builds an application: what its settings switch on is opened, checked and closed here."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from fastapi import APIRouter, FastAPI
+from fastapi.params import Depends
+from redis.asyncio import Redis
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncEngine
+from starlette.requests import Request
+from starlette.responses import Response
+
+from app.core.config import (
+    AppSettings,
+    ClientSideCacheSettings,
+    EnvironmentOption,
+    EnvironmentSettings,
+    PostgresSettings,
+    RedisCacheSettings,
+    RedisQueueSettings,
+    RedisRateLimiterSettings,
+    SettingsGroup,
+)
+from app.core.db.database import close_database, open_database
+from app.core.db.schema_version import check_schema
+from app.core.docs import add_docs
+from app.core.exceptions.http_exceptions import ServiceUnavailable
+from app.core.exceptions.problem_response import add_problem_handlers, problem_response, request_id_of
+from app.core.openapi import add_openapi
+from app.core.utils import cache, queue, rate_limit
+from app.middleware.body_limit_middleware import BodyLimitMiddleware
+from app.middleware.client_cache_middleware import ClientCacheMiddleware
+from app.middleware.request_context_middleware import RequestContextMiddleware
+
+REDIS_TIMEOUT = 2.0  # seconds, to connect and to answer
+
+
+@dataclass(frozen=True, slots=True)
+class Dependency:
+    """A service the app talks to.
+
+    Attributes:
+        name: what `/ready` calls it.
+        check: returns when it is well, raises when it is not.
+        required: whether the app is of no use without it. Others being away only degrades it.
+    """
+
+    name: str
+    check: Callable[[], Awaitable[object]]
+    required: bool = False
+
+
+def create_application(
+    router: APIRouter,
+    settings: SettingsGroup,
+    *,
+    docs_guard: Sequence[Depends] = (),
+    **fastapi_kwargs: Any,
+) -> FastAPI:
+    """An app with this router and every feature that its settings switch on.
+
+    Args:
+        router: the routes, prefix included.
+        settings: an instance of a class that inherits the groups of the wanted features.
+        docs_guard: who may read the documentation in `staging`; without it, nobody may.
+        fastapi_kwargs: passed on to FastAPI; a `lifespan` runs inside of ours, with everything open.
+    """
+    inner_lifespan = fastapi_kwargs.pop("lifespan", None)
+    app = FastAPI(
+        **_metadata(settings) | fastapi_kwargs,
+        lifespan=partial(_lifespan, settings=settings, inner=inner_lifespan),
+        openapi_url=None,
+        docs_url=None,
+        redoc_url=None,
+    )
+    app.state.settings = settings
+    app.state.dependencies = []
+    app.include_router(router)
+    add_problem_handlers(app)
+    app.add_exception_handler(RedisConnectionError, _on_redis_outage)
+    app.add_exception_handler(RedisTimeoutError, _on_redis_outage)
+    add_openapi(app)
+    _add_docs_where_allowed(app, settings, docs_guard)
+    _add_middleware(app, settings)
+    return app
+
+
+def _metadata(settings: SettingsGroup) -> dict[str, Any]:
+    if not isinstance(settings, AppSettings):
+        return {}
+    contact = {"name": settings.CONTACT_NAME, "email": settings.CONTACT_EMAIL}
+    return {
+        "title": settings.APP_NAME,
+        "description": settings.APP_DESCRIPTION or "",
+        "version": settings.APP_VERSION,
+        "contact": {key: value for key, value in contact.items() if value} or None,
+        "license_info": {"name": settings.LICENSE_NAME} if settings.LICENSE_NAME else None,
+    }
+
+
+def _add_docs_where_allowed(app: FastAPI, settings: SettingsGroup, guard: Sequence[Depends]) -> None:
+    environment = settings.ENVIRONMENT if isinstance(settings, EnvironmentSettings) else None
+    if environment is EnvironmentOption.LOCAL:
+        add_docs(app)
+    elif environment is EnvironmentOption.STAGING and guard:
+        add_docs(app, guard)
+
+
+def _add_middleware(app: FastAPI, settings: SettingsGroup) -> None:
+    """The last one added is the outermost: it sees the answers of all others."""
+    if isinstance(settings, AppSettings):
+        app.add_middleware(BodyLimitMiddleware, max_bytes=settings.MAX_BODY_BYTES)
+    app.add_middleware(RequestContextMiddleware)
+    if isinstance(settings, ClientSideCacheSettings):
+        app.add_middleware(ClientCacheMiddleware, max_age=settings.CLIENT_CACHE_MAX_AGE)
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI, settings: SettingsGroup, inner: Any) -> AsyncIterator[Any]:
+    async with AsyncExitStack() as stack:
+        found: list[Dependency] = []
+        if isinstance(settings, PostgresSettings):
+            engine = open_database(settings)
+            stack.push_async_callback(close_database, engine)
+            found.append(Dependency("postgres", partial(_select_1, engine), required=True))
+            found.append(Dependency("schema", partial(check_schema, engine), required=True))
+        if isinstance(settings, RedisCacheSettings):
+            cache.client = await stack.enter_async_context(_redis_client(settings.redis_cache_url))
+            stack.callback(setattr, cache, "client", None)
+            found.append(Dependency("redis_cache", cache.client.ping))
+        if isinstance(settings, RedisRateLimiterSettings):
+            rate_limit.client = await stack.enter_async_context(_redis_client(settings.redis_rate_limit_url))
+            stack.callback(setattr, rate_limit, "client", None)
+            found.append(Dependency("redis_rate_limit", rate_limit.client.ping))
+        if isinstance(settings, RedisQueueSettings):
+            pool = await queue.open_queue(settings)
+            stack.push_async_callback(queue.close_queue, pool)
+            found.append(Dependency("redis_queue", pool.ping))
+        app.state.dependencies = found
+        yield await stack.enter_async_context(inner(app)) if inner else None
+
+
+def _redis_client(url: str) -> Redis:
+    client: Redis = Redis.from_url(url, socket_connect_timeout=REDIS_TIMEOUT, socket_timeout=REDIS_TIMEOUT)
+    return client
+
+
+async def _select_1(engine: AsyncEngine) -> None:
+    async with engine.connect() as connection:
+        await connection.execute(text("SELECT 1"))
+
+
+def _on_redis_outage(request: Request, error: Exception) -> Response:
+    outage = ServiceUnavailable()
+    return problem_response(
+        request_id_of(request), 503, kind=outage.problem_type(), detail=outage.detail, headers=outage.headers
+    )
