@@ -1,0 +1,237 @@
+"""Every dependency, named once: signatures in `api/v1/` are made of these."""
+
+from difflib import get_close_matches
+from typing import Annotated
+
+from fastapi import Cookie, Depends, Path, Query, Request, Response
+from fastapi.security import OAuth2PasswordBearer
+from sqlmodel.ext.asyncio.session import AsyncSession
+
+from app.core.config import Settings
+from app.core.db.database import async_get_db
+from app.core.exceptions.http_exceptions import Forbidden, Unauthorized, Unprocessable
+from app.core.schemas import MAX_ID, VisibleText
+from app.core.security import InvalidToken, Token, TokenKind, decode_token
+from app.core.setup import Dependency
+from app.core.utils import queue
+from app.core.utils.rate_limit import route_templates
+from app.crud.crud_rate_limit import RateLimitNotFound, crud_rate_limits
+from app.crud.crud_tier import TierNotFound, crud_tiers
+from app.crud.crud_users import UserNotFound, crud_users
+from app.crud.helper import Paging
+from app.models.job import JobNotFound, JobRead, may_see
+from app.models.rate_limit import EVERY_PATH, RateLimit, RateLimitCreate, RateLimitUpdate
+from app.models.tier import Tier, TierName
+from app.models.user import ExistingUsername, User
+
+# ---- Settings and database ----
+
+SessionDep = Annotated[AsyncSession, Depends(async_get_db, scope="function")]
+
+
+def get_app_settings(request: Request) -> Settings:
+    """The settings this app was built with."""
+    settings: Settings = request.app.state.settings
+    return settings
+
+
+SettingsDep = Annotated[Settings, Depends(get_app_settings)]
+
+
+def get_app_dependencies(request: Request) -> list[Dependency]:
+    """The services this app talks to."""
+    dependencies: list[Dependency] = request.app.state.dependencies
+    return dependencies
+
+
+DependenciesDep = Annotated[list[Dependency], Depends(get_app_dependencies)]
+
+
+def get_paging(
+    page: Annotated[int, Query(ge=1, le=1_000_000)] = 1,
+    items_per_page: Annotated[int, Query(ge=1, le=100)] = 10,
+) -> Paging:
+    """Which page is asked for."""
+    return Paging(page, items_per_page)
+
+
+PagingDep = Annotated[Paging, Depends(get_paging)]
+
+
+async def never_cached(response: Response) -> None:
+    """For answers about this moment, or with a token in them: they are of no use, or a danger, later."""
+    response.headers["Cache-Control"] = "no-store"
+
+
+# ---- Who is asking ----
+
+REFRESH_COOKIE = "refresh_token"
+
+_bearer = OAuth2PasswordBearer("/api/v1/login", auto_error=False)
+
+BearerToken = Annotated[str | None, Depends(_bearer)]
+RefreshCookie = Annotated[str | None, Cookie(alias=REFRESH_COOKIE, include_in_schema=False)]
+
+
+async def get_access_token(bearer: BearerToken, settings: SettingsDep) -> Token | None:
+    """The verified access token, if there is one. A broken one is an error, never an anonymous caller."""
+    return None if bearer is None else decode_token(bearer, TokenKind.ACCESS, settings)
+
+
+AccessToken = Annotated[Token | None, Depends(get_access_token)]
+
+
+async def get_optional_user(token: AccessToken, db: SessionDep) -> User | None:
+    """The signed-in user, or nobody. One query; none for nobody."""
+    if token is None:
+        return None
+    user = await crud_users.get_by_token(db, token.user_uuid, token.jti, token.session_id)
+    if user is None:
+        raise InvalidToken
+    return user
+
+
+OptionalUser = Annotated[User | None, Depends(get_optional_user)]
+
+
+async def get_current_user(user: OptionalUser) -> User:
+    """The signed-in user."""
+    if user is None:
+        raise Unauthorized
+    return user
+
+
+CurrentUser = Annotated[User, Depends(get_current_user)]
+
+
+async def get_current_superuser(user: CurrentUser) -> User:
+    """The signed-in user, who is a superuser."""
+    if not user.is_superuser:
+        raise Forbidden
+    return user
+
+
+CurrentSuperuser = Annotated[User, Depends(get_current_superuser)]
+
+# ---- What is asked for: loaded, or 404 ----
+
+
+async def get_user(username: Annotated[ExistingUsername, Path()], db: SessionDep) -> User:
+    """The user in the path."""
+    user = await crud_users.get_by_username(db, username)
+    if user is None:
+        raise UserNotFound
+    return user
+
+
+UserDep = Annotated[User, Depends(get_user)]
+
+
+async def get_own_user(current: CurrentUser, user: UserDep) -> User:
+    """The user in the path, who is the caller."""
+    if user.id != current.id:
+        raise Forbidden
+    return user
+
+
+OwnUser = Annotated[User, Depends(get_own_user)]
+
+
+async def get_managed_user(current: CurrentUser, user: UserDep) -> User:
+    """The user in the path, who is the caller, unless the caller is a superuser."""
+    if user.id != current.id and not current.is_superuser:
+        raise Forbidden
+    return user
+
+
+ManagedUser = Annotated[User, Depends(get_managed_user)]
+
+
+async def get_user_to_erase(_: CurrentSuperuser, username: Annotated[ExistingUsername, Path()], db: SessionDep) -> User:
+    """The user in the path, even when soft-deleted; for superusers."""
+    user = await crud_users.get_by_username_with_deleted(db, username)
+    if user is None:
+        raise UserNotFound
+    return user
+
+
+UserToErase = Annotated[User, Depends(get_user_to_erase)]
+
+
+async def get_tier(name: Annotated[TierName, Path()], db: SessionDep) -> Tier:
+    """The tier in the path."""
+    tier = await crud_tiers.get_by_name(db, name)
+    if tier is None:
+        raise TierNotFound
+    return tier
+
+
+TierDep = Annotated[Tier, Depends(get_tier)]
+
+
+async def get_parent_tier(tier_name: Annotated[TierName, Path()], db: SessionDep) -> Tier:
+    """The tier in the path of something that belongs to it."""
+    return await get_tier(tier_name, db)
+
+
+ParentTier = Annotated[Tier, Depends(get_parent_tier)]
+
+
+async def get_rate_limit(
+    tier: ParentTier, rate_limit_id: Annotated[int, Path(alias="id", ge=1, le=MAX_ID)], db: SessionDep
+) -> RateLimit:
+    """The rate limit in the path."""
+    rate_limit = await crud_rate_limits.get_of_tier(db, tier.id, rate_limit_id)
+    if rate_limit is None:
+        raise RateLimitNotFound
+    return rate_limit
+
+
+RateLimitDep = Annotated[RateLimit, Depends(get_rate_limit)]
+
+
+async def get_job(
+    viewer: OptionalUser, task_id: Annotated[str, Path(pattern=r"^[0-9a-f-]{1,64}$")], db: SessionDep
+) -> JobRead:
+    """The job in the path. Somebody else's looks the same as one that does not exist."""
+    await db.close()  # If Valkey hangs, the database's connection is not to hang with it.
+    async with queue.bounded():
+        job = await queue.find_job(task_id) if may_see(viewer, task_id) else None
+    if job is None:
+        raise JobNotFound
+    return JobRead.model_validate(job)
+
+
+JobDep = Annotated[JobRead, Depends(get_job)]
+
+# ---- What is sent ----
+
+TaskMessage = Annotated[str, VisibleText(500), Query(description="What the task is to say.")]
+
+
+class UnknownPath(Unprocessable):
+    text = "The path is not one of this API's."
+
+
+def require_known_path(app_paths: list[str], path: str) -> None:
+    """Raises: UnknownPath that names the nearest paths, when no route has this template."""
+    if path != EVERY_PATH and path not in app_paths:
+        nearest = get_close_matches(path, app_paths, n=3, cutoff=0.3)
+        raise UnknownPath(f"{UnknownPath.text} Take `*` or a route's template.", nearest=nearest)
+
+
+async def get_rate_limit_create(request: Request, _: CurrentSuperuser, values: RateLimitCreate) -> RateLimitCreate:
+    """A new rule, for a path that exists."""
+    require_known_path(route_templates(request.app), values.path)
+    return values
+
+
+async def get_rate_limit_update(request: Request, _: CurrentSuperuser, values: RateLimitUpdate) -> RateLimitUpdate:
+    """A changed rule, for a path that exists."""
+    if "path" in values.model_fields_set:
+        require_known_path(route_templates(request.app), values.path)
+    return values
+
+
+NewRateLimit = Annotated[RateLimitCreate, Depends(get_rate_limit_create)]
+ChangedRateLimit = Annotated[RateLimitUpdate, Depends(get_rate_limit_update)]

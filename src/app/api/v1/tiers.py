@@ -1,0 +1,53 @@
+"""Tiers: the golden resource, the one to copy for a new one (docs/add-a-resource.md)."""
+
+from fastapi import APIRouter
+from starlette.status import HTTP_201_CREATED
+
+from app.api.dependencies import CurrentSuperuser, PagingDep, SessionDep, TierDep
+from app.core.exceptions.http_exceptions import Forbidden, Unauthorized
+from app.core.openapi import problems
+from app.core.schemas import Message, Page
+from app.crud.crud_tier import TierInUse, TierNameTaken, TierNotFound, crud_tiers
+from app.models.tier import Tier, TierCreate, TierRead, TierUpdate
+
+router = APIRouter(tags=["tiers"])
+
+
+@router.post(
+    "/tier",
+    response_model=TierRead,
+    status_code=HTTP_201_CREATED,
+    responses=problems(Unauthorized, Forbidden, TierNameTaken),
+)
+async def create_tier(_: CurrentSuperuser, values: TierCreate, db: SessionDep) -> Tier:
+    """Create a tier. Superusers only."""
+    return await crud_tiers.create(db, Tier.model_validate(values.model_dump()))
+
+
+@router.get("/tiers", response_model=Page[TierRead])
+async def read_tiers(paging: PagingDep, db: SessionDep) -> Page[Tier]:
+    """List tiers."""
+    return await crud_tiers.page(db, paging)
+
+
+@router.get("/tier/{name}", response_model=TierRead, responses=problems(TierNotFound))
+async def read_tier(tier: TierDep) -> Tier:
+    """Read a tier."""
+    return tier
+
+
+@router.patch(
+    "/tier/{name}",
+    response_model=TierRead,
+    responses=problems(Unauthorized, Forbidden, TierNotFound, TierNameTaken),
+)
+async def update_tier(_: CurrentSuperuser, tier: TierDep, values: TierUpdate, db: SessionDep) -> Tier:
+    """Rename a tier. Superusers only."""
+    return await crud_tiers.update(db, tier, values)
+
+
+@router.delete("/tier/{name}", responses=problems(Unauthorized, Forbidden, TierNotFound, TierInUse))
+async def delete_tier(_: CurrentSuperuser, tier: TierDep, db: SessionDep) -> Message:
+    """Delete a tier that nobody has, and its rate limits. Superusers only."""
+    await crud_tiers.delete(db, tier)
+    return Message(message="Tier deleted.")

@@ -1,0 +1,119 @@
+"""Users."""
+
+from fastapi import APIRouter
+from starlette.status import HTTP_201_CREATED
+
+from app.api.dependencies import (
+    CurrentSuperuser,
+    CurrentUser,
+    ManagedUser,
+    OptionalUser,
+    OwnUser,
+    PagingDep,
+    SessionDep,
+    SettingsDep,
+    UserDep,
+    UserToErase,
+)
+from app.core.exceptions.http_exceptions import Forbidden, Unauthorized
+from app.core.openapi import problems
+from app.core.schemas import Message, Page
+from app.core.security import HashingBusy, InvalidToken, hash_password
+from app.crud.crud_rate_limit import crud_rate_limits
+from app.crud.crud_tier import TierNotFound, crud_tiers
+from app.crud.crud_users import EmailTaken, UsernameTaken, UserNotFound, crud_users
+from app.models.rate_limit import EffectiveRateLimit, effective_rate_limits
+from app.models.tier import Tier, TierRead
+from app.models.user import User, UserCreate, UserPublic, UserRead, UserTierUpdate, UserUpdate
+
+router = APIRouter(tags=["users"])
+
+
+def profile_for(viewer: User | None, user: User) -> UserRead | UserPublic:
+    """As much of a user as the viewer may see."""
+    full = viewer is not None and (viewer.is_superuser or viewer.id == user.id)
+    return UserRead.model_validate(user) if full else UserPublic.model_validate(user)
+
+
+@router.post(
+    "/user",
+    response_model=UserRead,
+    status_code=HTTP_201_CREATED,
+    responses=problems(UsernameTaken, EmailTaken, HashingBusy),
+)
+async def create_user(values: UserCreate, db: SessionDep) -> User:
+    """Sign up."""
+    hashed = await hash_password(values.password.get_secret_value())
+    return await crud_users.register(db, values, hashed)
+
+
+@router.get("/user/me", response_model=UserRead, include_in_schema=False)
+@router.get("/user/me/", response_model=UserRead, responses=problems(Unauthorized))
+async def read_me(user: CurrentUser) -> User:
+    """Read your own profile."""
+    return user
+
+
+@router.get("/users", responses=problems(InvalidToken))
+async def read_users(viewer: OptionalUser, paging: PagingDep, db: SessionDep) -> Page[UserRead | UserPublic]:
+    """List users. Superusers see all of each, others the public part."""
+    page = await crud_users.page_of_users(db, paging)
+    # In a list even your own entry is the public one, so that an entry's shape depends on the caller's rank alone.
+    shape = UserRead if viewer and viewer.is_superuser else UserPublic
+    return paging.page_of([shape.model_validate(user) for user in page.data], page.total_count)
+
+
+@router.get("/user/{username}", responses=problems(InvalidToken, UserNotFound))
+async def read_user(viewer: OptionalUser, user: UserDep) -> UserRead | UserPublic:
+    """Read a profile: all of it for the user and superusers, the public part for others."""
+    return profile_for(viewer, user)
+
+
+@router.patch(
+    "/user/{username}",
+    response_model=UserRead,
+    responses=problems(Unauthorized, Forbidden, UserNotFound, UsernameTaken, EmailTaken),
+)
+async def update_user(user: ManagedUser, values: UserUpdate, db: SessionDep) -> User:
+    """Change a profile: your own or, as a superuser, anybody's."""
+    return await crud_users.update(db, user, values)
+
+
+@router.delete("/user/{username}", responses=problems(Unauthorized, Forbidden, UserNotFound))
+async def delete_user(user: OwnUser, db: SessionDep) -> Message:
+    """Delete your account. Every token of it is refused from now on; the name stays taken."""
+    await crud_users.soft_delete(db, user)
+    return Message(message="User deleted.")
+
+
+@router.delete("/db_user/{username}", responses=problems(Unauthorized, Forbidden, UserNotFound))
+async def erase_user(user: UserToErase, db: SessionDep) -> Message:
+    """Remove a user from the database, deleted before or not. Superusers only."""
+    await crud_users.delete(db, user)
+    return Message(message="User removed from the database.")
+
+
+@router.get(
+    "/user/{username}/tier",
+    response_model=TierRead | None,
+    responses=problems(Unauthorized, Forbidden, UserNotFound),
+)
+async def read_user_tier(user: ManagedUser, db: SessionDep) -> Tier | None:
+    """Read a user's tier; null without one."""
+    return await crud_tiers.get(db, user.tier_id) if user.tier_id is not None else None
+
+
+@router.patch(
+    "/user/{username}/tier",
+    response_model=UserRead,
+    responses=problems(Unauthorized, Forbidden, UserNotFound, TierNotFound),
+)
+async def update_user_tier(_: CurrentSuperuser, user: UserDep, values: UserTierUpdate, db: SessionDep) -> User:
+    """Move a user to a tier, or with null out of any. Superusers only."""
+    return await crud_users.update(db, user, values)
+
+
+@router.get("/user/{username}/rate_limits", responses=problems(Unauthorized, Forbidden, UserNotFound))
+async def read_user_rate_limits(user: ManagedUser, db: SessionDep, settings: SettingsDep) -> list[EffectiveRateLimit]:
+    """List the rate limits that apply to a user: their tier's and, where it has none for every path, the default."""
+    return effective_rate_limits(await crud_rate_limits.list_of_tier(db, user.tier_id), settings)

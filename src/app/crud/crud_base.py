@@ -1,0 +1,83 @@
+"""What every resource's CRUD has: one row at a time, and pages. It flushes; the edge commits."""
+
+from typing import Any, ClassVar, Generic, NoReturn, TypeVar
+
+from pydantic import BaseModel
+from sqlalchemy import ColumnElement, delete, func
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm.exc import StaleDataError
+from sqlmodel import SQLModel, col, select
+from sqlmodel.ext.asyncio.session import AsyncSession
+
+from app.core.db.database import violated_constraint
+from app.core.exceptions.http_exceptions import NotFound, Problem
+from app.core.schemas import Page
+from app.crud.helper import Paging
+
+ModelT = TypeVar("ModelT", bound=SQLModel)
+
+
+class CRUDBase(Generic[ModelT]):
+    """Base of `crud_users`, `crud_tiers` and their like. Add finders with names of their own.
+
+    Class attributes:
+        model: the table.
+        problems: what a violated constraint means to the caller, by the constraint's name.
+        not_found: the error for a row that is not there (any more).
+    """
+
+    model: type[ModelT]
+    problems: ClassVar[dict[str, type[Problem]]] = {}
+    not_found: ClassVar[type[NotFound]] = NotFound
+
+    async def get(self, db: AsyncSession, id: int) -> ModelT | None:  # noqa: A002 -- the column's name
+        """The row with this primary key."""
+        return await db.get(self.model, id)
+
+    async def create(self, db: AsyncSession, row: ModelT) -> ModelT:
+        """Inserts a row. Raises: the Problem of the constraint it violates."""
+        db.add(row)
+        await self._flush(db)
+        return row
+
+    async def update(self, db: AsyncSession, row: ModelT, values: BaseModel) -> ModelT:
+        """Changes the fields that were given. Raises: the Problem of a violated constraint, or `not_found`."""
+        for name, value in values.model_dump(exclude_unset=True).items():
+            setattr(row, name, value)
+        await self._flush(db)
+        return row
+
+    async def delete(self, db: AsyncSession, row: ModelT) -> None:
+        """Removes a row. Raises: the Problem of a violated constraint, or `not_found` if somebody was faster."""
+        try:
+            result = await db.exec(delete(self.model).where(self._id == row.id))  # type: ignore[attr-defined]
+        except IntegrityError as error:
+            self._translate(error)
+        if result.rowcount == 0:
+            raise self.not_found
+
+    async def page(self, db: AsyncSession, paging: Paging, *where: ColumnElement[bool]) -> Page[ModelT]:
+        """One page of the rows that fulfil the conditions, in the order they were made."""
+        total = (await db.exec(select(func.count()).select_from(self.model).where(*where))).one()
+        rows = await db.exec(
+            select(self.model).where(*where).order_by(self._id).offset(paging.offset).limit(paging.items_per_page)
+        )
+        return paging.page_of(list(rows), total)
+
+    @property
+    def _id(self) -> Any:
+        return col(self.model.id)  # type: ignore[attr-defined]
+
+    async def _flush(self, db: AsyncSession) -> None:
+        try:
+            await db.flush()
+        except IntegrityError as error:
+            self._translate(error)
+        except StaleDataError as error:  # the row was removed since it was read
+            raise self.not_found from error
+
+    def _translate(self, error: IntegrityError) -> NoReturn:
+        problem = self.problems.get(violated_constraint(error) or "")
+        if problem is None:
+            raise error
+        raise problem from error

@@ -1,0 +1,87 @@
+"""A rate limit: how often a tier's users may call a route."""
+
+from typing import Annotated
+
+from pydantic import Field as PydanticField
+from pydantic import StringConstraints
+from sqlalchemy import CheckConstraint, UniqueConstraint
+from sqlmodel import Field
+
+from app.core.config import DefaultRateLimitSettings
+from app.core.db.models import TimestampMixin
+from app.core.schemas import RequestModel, ResponseModel, VisibleText, may_be_omitted
+
+EVERY_PATH = "*"
+
+RateLimitName = Annotated[str, VisibleText(50)]
+# Which paths there are is known to the running app only: see `require_known_path`.
+RoutePath = Annotated[str, StringConstraints(max_length=255, pattern=r"^(\*|/[!-~]*)$")]
+Limit = Annotated[int, PydanticField(strict=True, ge=1, le=2**31 - 1, description="Requests per period.")]
+Period = Annotated[int, PydanticField(strict=True, ge=1, le=31_536_000, description="Seconds, up to a year.")]
+
+
+class RateLimit(TimestampMixin, table=True):
+    """The table."""
+
+    __tablename__ = "rate_limit"
+    __table_args__ = (
+        UniqueConstraint("tier_id", "path"),
+        CheckConstraint('"limit" > 0', name="limit_positive"),
+        CheckConstraint("period > 0", name="period_positive"),
+    )
+
+    id: int = Field(default=None, primary_key=True)
+    tier_id: int = Field(foreign_key="tier.id", ondelete="CASCADE")
+    name: str = Field(max_length=50)
+    path: str = Field(max_length=255)
+    limit: int
+    period: int
+
+
+class RateLimitCreate(RequestModel):
+    name: RateLimitName
+    path: RoutePath
+    limit: Limit
+    period: Period
+
+
+class RateLimitUpdate(RequestModel):
+    name: RateLimitName = may_be_omitted()
+    path: RoutePath = may_be_omitted()
+    limit: Limit = may_be_omitted()
+    period: Period = may_be_omitted()
+
+
+class RateLimitRead(ResponseModel):
+    id: int
+    tier_id: int
+    name: str
+    path: str
+    limit: int
+    period: int
+
+
+class EffectiveRateLimit(ResponseModel):
+    """A rule as it applies to one user: their tier's, or the default for every other path."""
+
+    name: str
+    path: str
+    limit: int
+    period: int
+
+
+def effective_rate_limits(
+    rules: list[RateLimit], default: DefaultRateLimitSettings | object
+) -> list[EffectiveRateLimit]:
+    """The rules of a tier, and the default for every path when there is one and no rule replaces it."""
+    effective = [EffectiveRateLimit.model_validate(rule) for rule in rules]
+    if isinstance(default, DefaultRateLimitSettings) and all(rule.path != EVERY_PATH for rule in rules):
+        effective.append(
+            EffectiveRateLimit(
+                name="default",
+                path=EVERY_PATH,
+                limit=default.DEFAULT_RATE_LIMIT_LIMIT,
+                period=default.DEFAULT_RATE_LIMIT_PERIOD,
+            )
+        )
+    return effective
