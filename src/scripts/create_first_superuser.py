@@ -1,0 +1,60 @@
+"""Creates the superuser that ADMIN_NAME, ADMIN_EMAIL, ADMIN_USERNAME and ADMIN_PASSWORD describe.
+
+`python -m src.scripts.create_first_superuser`: running it again changes nothing.
+"""
+
+from functools import partial
+
+from pydantic import ValidationError
+from sqlmodel.ext.asyncio.session import AsyncSession
+
+from app.core.config import Settings, SettingsError
+from app.core.security import hash_password
+from app.crud.crud_users import crud_users
+from app.models.user import UserCreate
+
+from .database_script import run_in_database
+
+
+async def create_first_superuser(db: AsyncSession, settings: Settings) -> str:
+    """Creates the user unless there already is this superuser, and says which.
+
+    Raises:
+        SettingsError: a setting is missing or not acceptable, or names somebody who is not a superuser.
+        EmailTaken: the e-mail address is somebody else's.
+    """
+    values = _described_user(settings)
+    existing = await crud_users.get_by_username_with_deleted(db, values.username)
+    namesake = await crud_users.get_by_login(db, values.email)
+    if namesake is not None and namesake.is_superuser:  # who has another user name by now
+        existing = namesake
+    if existing is None:
+        hashed = await hash_password(values.password.get_secret_value())
+        await crud_users.register(db, values, hashed, is_superuser=True)
+        return f"Superuser {values.username} created."
+    if existing.is_superuser and not existing.is_deleted:
+        return f"Superuser {existing.username} exists already."
+    if existing.is_superuser:
+        raise SettingsError(f"ADMIN_USERNAME must not be {values.username}: that superuser was deleted.")
+    raise SettingsError(f"ADMIN_USERNAME must not be {values.username}: somebody who is no superuser has that name.")
+
+
+def _described_user(settings: Settings) -> UserCreate:
+    if settings.ADMIN_PASSWORD is None:
+        raise SettingsError("ADMIN_PASSWORD must be the first superuser's password. It is not set.")
+    try:
+        return UserCreate(
+            name=settings.ADMIN_NAME,
+            username=settings.ADMIN_USERNAME,
+            email=settings.ADMIN_EMAIL,
+            password=settings.ADMIN_PASSWORD,
+        )
+    except ValidationError as error:
+        faults = (f"ADMIN_{fault['loc'][0]}".upper() + f": {fault['msg']}." for fault in error.errors())
+        raise SettingsError("\n".join(faults)) from None
+
+
+run = partial(run_in_database, create_first_superuser)
+
+if __name__ == "__main__":
+    run()
