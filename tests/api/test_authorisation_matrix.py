@@ -1,0 +1,111 @@
+"""Who may do what: every route, asked by every kind of caller, against the table in `authorisation_matrix.py`."""
+
+from collections.abc import AsyncIterator, Iterator
+from itertools import count
+
+import httpx2
+import pytest
+from fastapi import FastAPI
+from fastapi.routing import APIRoute, iter_route_contexts
+from sqlmodel.ext.asyncio.session import AsyncSession
+
+from app.api import build_router
+from app.core.config import Settings, get_settings
+from app.core.setup import create_application
+from app.crud.crud_users import crud_users
+from app.models.user import User
+from scripts.embedded import Valkey
+from tests.api.authorisation_matrix import BODIES, CALLERS, MATRIX, NEED_A_COOKIE, Body, World
+from tests.conftest import cloned_database
+from tests.helper import PASSWORD, all_rows, create_rate_limit, create_superuser, create_tier, create_user, signed_in
+
+pytestmark = pytest.mark.anyio
+
+_number = count(1)
+
+
+@pytest.fixture(scope="module")
+def database(migrated_template: str) -> Iterator[str]:
+    """One database for all cells: each has rows of its own in it, and making a database takes longer than a cell."""
+    with pytest.MonkeyPatch.context() as monkeypatch, cloned_database(monkeypatch, migrated_template) as name:
+        yield name
+
+
+@pytest.fixture(scope="module")
+def settings(database: str, valkey: Valkey) -> Settings:
+    return get_settings()
+
+
+@pytest.fixture(scope="module")
+async def app(settings: Settings) -> AsyncIterator[FastAPI]:
+    app = create_application(build_router(settings), settings)
+    async with app.router.lifespan_context(app):
+        yield app
+
+
+async def build_world(client: httpx2.AsyncClient, db: AsyncSession, settings: Settings) -> World:
+    owner, number = await create_user(db), next(_number)
+    tier = await create_tier(db, f"tier {number}")
+    rate_limit = await create_rate_limit(db, tier)
+    task = await client.post("tasks/task", params={"message": "hello"}, headers=signed_in(owner, settings))
+    path = {
+        "username": owner.username,
+        "name": tier.name,
+        "tier_name": tier.name,
+        "id": rate_limit.id,
+        "task_id": task.json()["id"],
+    }
+    return World(owner, path, tier.id, new=f"new{number}")
+
+
+async def caller_of(kind: str, world: World, db: AsyncSession) -> User | None:
+    if kind == "anonymous":
+        return None
+    if kind == "owner":
+        return world.owner
+    return await (create_superuser(db) if kind == "superuser" else create_user(db))
+
+
+async def sign_in(client: httpx2.AsyncClient, user: User) -> dict[str, str]:
+    """The headers of a real login; the client keeps its cookie."""
+    answer = await client.post("login", data={"username": user.username, "password": PASSWORD})
+    return {"Authorization": f"Bearer {answer.json()['access_token']}"}
+
+
+@pytest.mark.parametrize("kind", CALLERS)
+@pytest.mark.parametrize(("method", "template"), MATRIX)
+async def test_each_caller_gets_the_answer_in_the_table(
+    method: str, template: str, kind: str, client: httpx2.AsyncClient, db: AsyncSession, settings: Settings
+) -> None:
+    world = await build_world(client, db, settings)
+    caller = await caller_of(kind, world, db)
+    headers = await sign_in(client, caller) if caller else {}
+    if (method, template) not in NEED_A_COOKIE:
+        client.cookies.clear()
+    if kind == "deleted" and caller:
+        await crud_users.soft_delete(db, caller)
+    await db.commit()
+    before = await all_rows(db)
+
+    body: Body = BODIES.get((method, template), lambda _: {})
+    answer = await client.request(
+        method, template.format_map(world.path).removeprefix("/"), headers=headers, **body(world)
+    )
+
+    expected = MATRIX[method, template][CALLERS.index(kind)]
+    assert answer.status_code == expected, answer.text
+    if expected >= 400:
+        assert answer.headers["Content-Type"] == "application/problem+json"
+        assert answer.headers.get("WWW-Authenticate") == ("Bearer" if expected == 401 else None)
+        assert await all_rows(db) == before, "a refused request changed something"
+
+
+async def test_the_table_has_every_route_and_no_other(app: FastAPI) -> None:
+    routes = {
+        (method, context.path.removeprefix("/api/v1"))
+        for context in iter_route_contexts(app.routes)
+        if isinstance(context.original_route, APIRoute) and context.path and context.path.startswith("/api/v1/")
+        for method in context.methods or ()
+    }
+    assert routes == set(MATRIX)
+    assert set(BODIES) | NEED_A_COOKIE <= set(MATRIX)

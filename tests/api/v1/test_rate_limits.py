@@ -1,0 +1,180 @@
+"""Rate limits of a tier over HTTP. What they do to requests is tested with the limiter."""
+
+import asyncio
+from typing import Any
+
+import httpx2
+import pytest
+from sqlmodel.ext.asyncio.session import AsyncSession
+
+from app.core.config import Settings
+from tests.helper import all_rows, create_rate_limit, create_superuser, create_tier, create_user, signed_in
+
+pytestmark = pytest.mark.anyio
+
+RULE = {"name": "list", "path": "/api/v1/users", "limit": 5, "period": 60}
+
+
+async def test_only_superusers_create_rate_limits(
+    client: httpx2.AsyncClient, db: AsyncSession, settings: Settings
+) -> None:
+    user, admin = await create_user(db), await create_superuser(db)
+    tier = await create_tier(db, "pro")
+
+    assert (await client.post("tier/pro/rate_limit", json=RULE)).status_code == 401
+    refused = await client.post("tier/pro/rate_limit", json=RULE, headers=signed_in(user, settings))
+    assert refused.status_code == 403
+
+    created = await client.post("tier/pro/rate_limit", json=RULE, headers=signed_in(admin, settings))
+    assert created.status_code == 201
+    assert created.json() == RULE | {"id": 1, "tier_id": tier.id}
+    assert (await client.get("tier/pro/rate_limit/1")).json() == created.json()
+
+
+async def test_a_rule_can_be_for_every_path(client: httpx2.AsyncClient, db: AsyncSession, settings: Settings) -> None:
+    admin = signed_in(await create_superuser(db), settings)
+    await create_tier(db, "pro")
+
+    created = await client.post("tier/pro/rate_limit", json=RULE | {"path": "*"}, headers=admin)
+    assert created.status_code == 201
+    assert created.json()["path"] == "*"
+
+
+async def test_a_path_is_one_the_app_has(client: httpx2.AsyncClient, db: AsyncSession, settings: Settings) -> None:
+    admin = signed_in(await create_superuser(db), settings)
+    await create_rate_limit(db, await create_tier(db, "pro"))
+    before = await all_rows(db)
+
+    for path, nearest in (
+        ("/api/v1/user/{name}", "/api/v1/user/{username}"),
+        ("/api/v1/usres", "/api/v1/users"),
+        ("/api/v1/USERS", "/api/v1/users"),
+        ("/api/v1/users/", "/api/v1/users"),
+        ("/users", "/api/v1/users"),
+    ):
+        for refused in (
+            await client.post("tier/pro/rate_limit", json=RULE | {"path": path}, headers=admin),
+            await client.patch("tier/pro/rate_limit/1", json={"path": path}, headers=admin),
+        ):
+            assert refused.status_code == 422
+            assert refused.json()["type"] == "urn:problem-type:unknown-path"
+            assert nearest in refused.json()["nearest"]
+    for path in ("/docs", "/", "**", "users", "/api/v1/users\n", "/api/v1/users\0", "", "/" + "a" * 255):
+        refused = await client.post("tier/pro/rate_limit", json=RULE | {"path": path}, headers=admin)
+        assert refused.status_code == 422, path
+    assert await all_rows(db) == before
+
+
+async def test_a_path_has_one_rule_per_tier(client: httpx2.AsyncClient, db: AsyncSession, settings: Settings) -> None:
+    admin = signed_in(await create_superuser(db), settings)
+    for name in ("free", "pro"):
+        await create_tier(db, name)
+
+    async def create(tier: str, **values: Any) -> int:
+        return (await client.post(f"tier/{tier}/rate_limit", json=RULE | values, headers=admin)).status_code
+
+    assert await create("pro") == 201
+    assert await create("pro") == 409
+    assert await create("pro", name="another name") == 409
+    assert await create("pro", path="*") == 201
+    assert await create("free") == 201
+
+    moved = await client.patch("tier/pro/rate_limit/1", json={"path": "*"}, headers=admin)
+    assert moved.status_code == 409
+    assert moved.json()["type"] == "urn:problem-type:rate-limit-path-taken"
+    assert (await client.get("tier/pro/rate_limit/1")).json()["path"] == RULE["path"]
+
+
+async def test_of_simultaneous_rules_for_one_path_one_succeeds(
+    client: httpx2.AsyncClient, db: AsyncSession, settings: Settings
+) -> None:
+    admin = signed_in(await create_superuser(db), settings)
+    await create_tier(db, "pro")
+
+    asked = (client.post("tier/pro/rate_limit", json=RULE, headers=admin) for _ in range(10))
+    answers = await asyncio.gather(*asked)
+    assert sorted(answer.status_code for answer in answers) == [201] + [409] * 9
+
+
+async def test_one_changed_field_leaves_the_others_alone(
+    client: httpx2.AsyncClient, db: AsyncSession, settings: Settings
+) -> None:
+    admin = signed_in(await create_superuser(db), settings)
+    await create_rate_limit(db, await create_tier(db, "pro"), **RULE)
+
+    for values in ({"name": " new "}, {"path": "*"}, {"limit": 1}, {"period": 31_536_000}, {}):
+        before = (await client.get("tier/pro/rate_limit/1")).json()
+        changed = await client.patch("tier/pro/rate_limit/1", json=values, headers=admin)
+        assert changed.status_code == 200
+        expected = before | {name: value.strip() if isinstance(value, str) else value for name, value in values.items()}
+        assert changed.json() == expected
+        assert (await client.get("tier/pro/rate_limit/1")).json() == expected
+
+
+@pytest.mark.parametrize("field", ["limit", "period"])
+async def test_limits_and_periods_are_positive_whole_numbers(
+    client: httpx2.AsyncClient, db: AsyncSession, settings: Settings, field: str
+) -> None:
+    admin = signed_in(await create_superuser(db), settings)
+    await create_rate_limit(db, await create_tier(db, "pro"))
+    before = await all_rows(db)
+
+    numbers: list[Any] = [0, -1, 2**31, 1.5, None, [], "5", True]
+    for number in numbers:
+        for answer in (
+            await client.post("tier/pro/rate_limit", json=RULE | {field: number}, headers=admin),
+            await client.patch("tier/pro/rate_limit/1", json={field: number}, headers=admin),
+        ):
+            assert answer.status_code == 422, number
+            assert answer.json()["errors"][0]["loc"] == ["body", field]
+    assert await all_rows(db) == before
+
+
+async def test_a_rate_limit_of_another_tier_is_404(
+    client: httpx2.AsyncClient, db: AsyncSession, settings: Settings
+) -> None:
+    admin = signed_in(await create_superuser(db), settings)
+    await create_tier(db, "free")
+    rule = await create_rate_limit(db, await create_tier(db, "pro"))
+    before = await all_rows(db)
+
+    for tier, kind in (("free", "rate-limit-not-found"), ("nosuch", "tier-not-found")):
+        for method, body in (("GET", None), ("PATCH", {"limit": 1}), ("DELETE", None)):
+            path = f"tier/{tier}/rate_limit/{rule.id}"
+            answer = await client.request(method, path, json=body, headers=admin)
+            assert answer.status_code == 404
+            assert answer.json()["type"] == f"urn:problem-type:{kind}"
+    assert await all_rows(db) == before
+
+
+async def test_a_missing_tier_has_no_rate_limits(
+    client: httpx2.AsyncClient, db: AsyncSession, settings: Settings
+) -> None:
+    admin = signed_in(await create_superuser(db), settings)
+
+    assert (await client.get("tier/nosuch/rate_limits")).status_code == 404
+    assert (await client.post("tier/nosuch/rate_limit", json=RULE, headers=admin)).status_code == 404
+
+
+async def test_a_rate_limit_is_deleted_once(client: httpx2.AsyncClient, db: AsyncSession, settings: Settings) -> None:
+    admin = signed_in(await create_superuser(db), settings)
+    await create_rate_limit(db, await create_tier(db, "pro"))
+
+    assert (await client.delete("tier/pro/rate_limit/1", headers=admin)).status_code == 200
+    assert (await client.delete("tier/pro/rate_limit/1", headers=admin)).status_code == 404
+    assert (await client.get("tier/pro/rate_limit/1")).status_code == 404
+
+
+async def test_a_list_comes_in_pages_of_one_tier(client: httpx2.AsyncClient, db: AsyncSession) -> None:
+    other, tier = await create_tier(db, "free"), await create_tier(db, "pro")
+    await create_rate_limit(db, other)
+    for path in ("*", "/api/v1/users", "/api/v1/tiers"):
+        await create_rate_limit(db, tier, path=path)
+
+    async def paths(**params: int) -> tuple[list[str], int, bool]:
+        page = (await client.get("tier/pro/rate_limits", params=params)).json()
+        return [entry["path"] for entry in page["data"]], page["total_count"], page["has_more"]
+
+    assert await paths() == (["*", "/api/v1/users", "/api/v1/tiers"], 3, False)
+    assert await paths(items_per_page=2) == (["*", "/api/v1/users"], 3, True)
+    assert await paths(page=2, items_per_page=2) == (["/api/v1/tiers"], 3, False)

@@ -1,0 +1,196 @@
+"""Real PostgreSQL and Valkey for every test: servers per test process, a database per test."""
+
+import os
+
+# Before anything of the app is imported: its settings come from here, and never from a developer's `src/.env`.
+os.environ.update(
+    ENV_FILE=os.devnull,
+    SECRET_KEY="test-5f0c1b7a9e3d4c6f8a2b0e1d7c9f3a5b",
+    ADMIN_PASSWORD="a test's own admin password",
+    POSTGRES_USER="tester",
+    POSTGRES_PASSWORD="a test's own database password",
+    POSTGRES_SERVER="127.0.0.1",
+    ENVIRONMENT="local",
+)
+
+import asyncio
+from collections.abc import AsyncIterator, Generator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from uuid import uuid4
+
+import asyncpg
+import httpx2
+import pytest
+import structlog
+from alembic import command
+from alembic.config import Config
+from fastapi import Depends, FastAPI
+from redis import Redis
+from sqlmodel.ext.asyncio.session import AsyncSession
+
+from app.api import build_router
+from app.api.dependencies import get_current_superuser
+from app.core.config import Settings, get_settings
+from app.core.db.database import async_get_db, close_database, open_database
+from app.core.setup import create_application
+from scripts.embedded import Postgres, Valkey, free_port, scratch_folder
+
+TEMPLATE = "template_slipway"
+ALEMBIC_INI = Path(__file__).parents[1] / "src" / "alembic.ini"
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """How many `-n auto` is: twice the cores, since many tests wait for the processes they started."""
+    return 2 * (os.cpu_count() or 1)
+
+
+# structlog's default renders a traceback with all local variables, which takes seconds.
+structlog.configure(processors=[structlog.processors.format_exc_info, structlog.processors.KeyValueRenderer()])
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """With CI=true a skip is a failure: what a test needs can be installed there. Not so root, or another system."""
+    report = yield
+    if report.skipped and os.environ.get("CI") == "true" and "Skipped: only " not in str(report.longrepr):
+        report.outcome = "failed"
+    return report
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """A PostgreSQL server of this test process alone."""
+    user, password = os.environ["POSTGRES_USER"], os.environ["POSTGRES_PASSWORD"]
+    with scratch_folder() as folder:
+        port = free_port()
+        os.environ["POSTGRES_PORT"] = str(port)
+        with Postgres(
+            folder / "postgres", port=port, user=user, password=password, database="tester", durable=False
+        ) as server:
+            yield server
+
+
+@pytest.fixture(scope="session")
+def valkey() -> Iterator[Valkey]:
+    """A Valkey server of this test process alone."""
+    with scratch_folder() as folder:
+        port = free_port()
+        for use in ("CACHE", "QUEUE", "RATE_LIMIT"):
+            os.environ[f"REDIS_{use}_HOST"] = "127.0.0.1"
+            os.environ[f"REDIS_{use}_PORT"] = str(port)
+        with Valkey(folder / "valkey", port=port, durable=False) as server:
+            yield server
+
+
+async def connect(database: str) -> asyncpg.Connection:
+    """A connection to a database of the test's server, past everything of ours."""
+    return await asyncpg.connect(
+        host="127.0.0.1",
+        port=int(os.environ["POSTGRES_PORT"]),
+        user=os.environ["POSTGRES_USER"],
+        password=os.environ["POSTGRES_PASSWORD"],
+        database=database,
+    )
+
+
+async def execute(statement: str) -> None:
+    """Runs one statement outside of any transaction."""
+    connection = await connect("tester")
+    try:
+        await connection.execute(statement)
+    finally:
+        await connection.close()
+
+
+@pytest.fixture
+def empty_database(postgres: Postgres, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A database of this test alone, without tables; `get_settings()` names it."""
+    with cloned_database(monkeypatch, template="template1") as name:
+        yield name
+
+
+@pytest.fixture(scope="session")
+def migrated_template(postgres: Postgres) -> str:
+    """A database at the newest schema, to clone."""
+    asyncio.run(execute(f"CREATE DATABASE {TEMPLATE}"))
+    os.environ["POSTGRES_DB"] = TEMPLATE
+    get_settings.cache_clear()
+    command.upgrade(Config(ALEMBIC_INI), "head")
+    return TEMPLATE
+
+
+@pytest.fixture
+def database(migrated_template: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A database of this test alone, at the newest schema; `get_settings()` names it."""
+    with cloned_database(monkeypatch, template=migrated_template) as name:
+        yield name
+
+
+@contextmanager
+def cloned_database(monkeypatch: pytest.MonkeyPatch, template: str) -> Iterator[str]:
+    """A new database, while the settings name it."""
+    name = f"test_{uuid4().hex}"
+    asyncio.run(execute(f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY FILE_COPY"))
+    monkeypatch.setenv("POSTGRES_DB", name)
+    get_settings.cache_clear()
+    yield name
+    get_settings.cache_clear()
+    asyncio.run(execute(f"DROP DATABASE {name} WITH (FORCE)"))
+
+
+@pytest.fixture
+def settings(database: str, valkey: Valkey) -> Settings:
+    """The app's settings for this test, with an empty Valkey."""
+    with Redis(host="127.0.0.1", port=valkey.port) as client:
+        client.flushall()
+    return get_settings()
+
+
+@pytest.fixture
+async def app(settings: Settings) -> AsyncIterator[FastAPI]:
+    """The whole app, started."""
+    app = create_application(
+        router=build_router(settings), settings=settings, docs_guard=[Depends(get_current_superuser)]
+    )
+    async with app.router.lifespan_context(app):
+        yield app
+
+
+@pytest.fixture
+async def client(app: FastAPI) -> AsyncIterator[httpx2.AsyncClient]:
+    """Asks the app over HTTP."""
+    async with client_of(app) as client:
+        yield client
+
+
+def client_of(app: FastAPI) -> httpx2.AsyncClient:
+    """A client of an app in this process, with `/api/v1` as its base."""
+    return httpx2.AsyncClient(transport=httpx2.ASGITransport(app=app), base_url="http://test/api/v1/")
+
+
+@pytest.fixture
+async def db(app: FastAPI) -> AsyncIterator[AsyncSession]:
+    """A session to arrange and look at rows; a test commits what the app is to see."""
+    async with asynccontextmanager(async_get_db)() as db:
+        yield db
+
+
+second_session = asynccontextmanager(async_get_db)  # another transaction, while the database is open
+
+
+@asynccontextmanager
+async def opened_session(settings: Settings) -> AsyncIterator[AsyncSession]:
+    """A session for a test whose app runs in another process."""
+    engine = open_database(settings)
+    try:
+        async with asynccontextmanager(async_get_db)() as db:
+            yield db
+    finally:
+        await close_database(engine)
+
+
+@pytest.fixture(scope="session")
+def anyio_backend() -> str:
+    """asyncio only: asyncpg knows nothing else."""
+    return "asyncio"

@@ -1,0 +1,145 @@
+"""Settings: where they come from, and what a person reads when one is broken."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app.core.config import (
+    PostgresSettings,
+    RedisCacheSettings,
+    RedisQueueSettings,
+    Settings,
+    SettingsError,
+)
+
+STRONG = "kP3-vb8Qz_LwX0rT7uYc1mN5sJ2hG4fD"
+
+
+def test_the_environment_wins_over_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / ".env"
+    file.write_text("APP_NAME=from the file\nCONTACT_NAME=from the file\nUNKNOWN=x\n")
+    monkeypatch.setenv("APP_NAME", "from the environment")
+
+    settings = Settings(_env_file=file)
+
+    assert (settings.APP_NAME, settings.CONTACT_NAME) == ("from the environment", "from the file")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("POSTGRES_PORT", "5432x", "POSTGRES_PORT must be a TCP port, 1 to 65535."),
+        ("REDIS_QUEUE_PORT", "70000", "REDIS_QUEUE_PORT must be a TCP port, 1 to 65535."),
+        ("ENVIRONMENT", "prod", "ENVIRONMENT must be one of local, staging, production."),
+        ("ALGORITHM", "none", "ALGORITHM must be one of HS256, HS384, HS512."),
+        ("SECRET_KEY", "short", "SECRET_KEY must be at least 32 random characters (`openssl rand -hex 32` makes 64)."),
+        ("ACCESS_TOKEN_EXPIRE_MINUTES", "0", "ACCESS_TOKEN_EXPIRE_MINUTES must be a number of minutes, 1 or more."),
+        ("DEFAULT_RATE_LIMIT_LIMIT", "-1", "DEFAULT_RATE_LIMIT_LIMIT must be a number of requests, 1 or more."),
+        ("MAX_BODY_BYTES", "1MB", "MAX_BODY_BYTES must be the largest request body, in bytes."),
+        (
+            "POSTGRES_URL",
+            "mysql://somebody:hunter2@db/app",
+            "POSTGRES_URL must be of the form postgresql://user:password@host:port/database.",
+        ),
+        (
+            "POSTGRES_URL",
+            "hunter2",
+            "POSTGRES_URL must be of the form postgresql://user:password@host:port/database.",
+        ),
+        (
+            "REDIS_CACHE_URL",
+            "http://:hunter2@cache",
+            "REDIS_CACHE_URL must be of the form redis://user:password@host:port/0 "
+            "(rediss:// for TLS, unix:// for a socket).",
+        ),
+    ],
+)
+def test_a_broken_value_is_one_line_that_names_the_variable(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, message: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(SettingsError) as stopped:
+        Settings()
+    assert stopped.value.code == message
+    assert value not in str(stopped.value) or value in {"short", "none", "0", "-1", "prod"}
+
+
+def test_a_missing_value_is_said_to_be_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SECRET_KEY")
+    with pytest.raises(SettingsError, match=r"^SECRET_KEY must be .* It is not set\.$"):
+        Settings()
+
+
+def test_an_empty_value_counts_as_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POSTGRES_URL", "")
+    assert Settings().POSTGRES_URL is None
+
+
+def test_each_fault_has_its_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POSTGRES_PORT", "x")
+    monkeypatch.setenv("ENVIRONMENT", "x")
+    with pytest.raises(SettingsError) as stopped:
+        Settings()
+    assert len(str(stopped.value.code).splitlines()) == 2
+
+
+def test_a_file_that_is_not_text_is_one_line(tmp_path: Path) -> None:
+    file = tmp_path / ".env"
+    file.write_bytes(b"\xff\xfe\x00SECRET")
+    with pytest.raises(SettingsError, match="must be a UTF-8 text file"):
+        Settings(_env_file=file)
+
+
+@pytest.mark.parametrize(
+    ("weak", "name"),
+    [
+        ({"SECRET_KEY": "a" * 64}, "SECRET_KEY"),
+        ({"SECRET_KEY": "changeme-changeme-changeme-0123456789"}, "SECRET_KEY"),
+        ({"POSTGRES_PASSWORD": "postgres"}, "POSTGRES_PASSWORD"),
+        ({"ADMIN_PASSWORD": "password1234"}, "ADMIN_PASSWORD"),
+    ],
+)
+def test_production_refuses_weak_secrets(weak: dict[str, Any], name: str) -> None:
+    strong: dict[str, Any] = {"SECRET_KEY": STRONG, "POSTGRES_PASSWORD": STRONG, "ADMIN_PASSWORD": STRONG}
+    assert Settings(**strong, ENVIRONMENT="production").ENVIRONMENT == "production"
+    assert Settings(**strong | weak, ENVIRONMENT="local").ENVIRONMENT == "local"
+
+    with pytest.raises(SettingsError) as stopped:
+        Settings(**strong | weak, ENVIRONMENT="production")
+
+    assert str(stopped.value.code).startswith(f"{name} must not be")
+    assert weak[name] not in str(stopped.value.code)
+
+
+def test_production_does_not_look_at_a_database_password_that_is_not_used() -> None:
+    settings = Settings(
+        SECRET_KEY=STRONG,
+        POSTGRES_PASSWORD="postgres",
+        POSTGRES_URL=f"postgresql://app:{STRONG}@db/app",
+        ADMIN_PASSWORD=STRONG,
+        ENVIRONMENT="production",
+    )
+    assert settings.postgres_url.password == STRONG
+
+
+def test_the_parts_make_an_address() -> None:
+    settings = PostgresSettings(
+        POSTGRES_USER="me", POSTGRES_PASSWORD="p@ss/word", POSTGRES_SERVER="db", POSTGRES_PORT=5433, POSTGRES_DB="app"
+    )
+    shown = settings.postgres_url.render_as_string(hide_password=False)
+    assert shown == "postgresql+asyncpg://me:p%40ss%2Fword@db:5433/app"
+
+
+def test_a_url_wins_over_the_parts() -> None:
+    settings = PostgresSettings(POSTGRES_URL="postgres://me:pw@db:5433/app?sslmode=require", POSTGRES_SERVER="other")
+    shown = settings.postgres_url.render_as_string(hide_password=False)
+    assert shown == "postgresql+asyncpg://me:pw@db:5433/app?ssl=require"
+    assert RedisCacheSettings(REDIS_CACHE_URL="rediss://:pw@cache/1").redis_cache_url == "rediss://:pw@cache/1"
+    assert RedisQueueSettings(REDIS_QUEUE_HOST="q", REDIS_QUEUE_PORT=1).redis_queue_url == "redis://q:1/0"
+
+
+def test_secrets_do_not_show() -> None:
+    shown = repr(Settings(POSTGRES_PASSWORD="hunter2", SECRET_KEY=STRONG, POSTGRES_URL="postgresql://a:hunter2@b/c"))
+    assert "hunter2" not in shown
+    assert STRONG not in shown

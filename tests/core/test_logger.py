@@ -1,0 +1,64 @@
+"""Logs: lines for people locally, JSON elsewhere, and the same for our own lines and everybody else's."""
+
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import structlog
+
+from app.core import logger
+from app.core.config import EnvironmentOption
+from app.core.logger import configure_logging
+
+
+@pytest.fixture(autouse=True)
+def restored_logging(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(logger, "LOG_FILE", tmp_path / "logs" / "app.log")
+    root = logging.getLogger()
+    before = root.handlers[:], root.level
+    yield
+    for handler in set(root.handlers) - set(before[0]):
+        handler.close()
+    root.handlers[:], root.level = before
+    structlog.reset_defaults()
+
+
+def test_outside_of_local_every_line_is_json(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logging(EnvironmentOption.PRODUCTION)
+    structlog.contextvars.bind_contextvars(request_id="abc")
+    structlog.stdlib.get_logger("ours").info("hello", answer=42)
+    logging.getLogger("theirs").warning("careful %s", "now")
+    try:
+        raise ZeroDivisionError
+    except ZeroDivisionError:
+        structlog.stdlib.get_logger("ours").exception("crash")
+    structlog.contextvars.clear_contextvars()
+
+    ours, theirs, crash = map(json.loads, capsys.readouterr().out.splitlines())
+    assert {
+        "event": "hello",
+        "answer": 42,
+        "request_id": "abc",
+        "level": "info",
+        "logger": "ours",
+    }.items() <= ours.items()
+    assert {"event": "careful now", "level": "warning", "logger": "theirs"}.items() <= theirs.items()
+    assert "ZeroDivisionError" in crash["exception"]
+    assert not logger.LOG_FILE.exists()
+
+
+def test_local_lines_are_for_people_and_go_to_the_file_too(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logging(EnvironmentOption.LOCAL)
+    logging.getLogger("uvicorn.error").info("started", extra={"color_message": "\x1b[1mstarted"})
+    shown = capsys.readouterr().out
+    assert "started" in shown
+    assert "\x1b" not in shown
+    assert logger.LOG_FILE.read_text() == shown
+
+
+def test_uvicorns_own_access_lines_are_off(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logging(EnvironmentOption.PRODUCTION)
+    logging.getLogger("uvicorn.access").info("GET / 200")
+    assert capsys.readouterr().out == ""

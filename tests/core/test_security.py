@@ -1,0 +1,251 @@
+"""Passwords and tokens. The forged tokens are signed by hand, with the real key wherever that is not the point."""
+
+import asyncio
+import base64
+import hmac
+import json
+import time
+from typing import Any
+from uuid import UUID, uuid4
+
+import httpx2
+import pytest
+from pydantic import SecretStr
+
+from app.core import security
+from app.core.config import Settings
+from app.core.security import (
+    HashingBusy,
+    InvalidToken,
+    TokenKind,
+    create_token,
+    decode_token,
+    hash_password,
+    new_token_id,
+    verify_password,
+)
+
+pytestmark = pytest.mark.anyio
+
+SETTINGS = Settings()
+KEY = SETTINGS.SECRET_KEY.get_secret_value()
+USER = UUID("0b0f5c39-8f3f-4a53-9e0c-6f3f6f1f7a11")
+HEADER = {"alg": "HS256", "typ": "at+jwt"}
+CLAIMS = ("iss", "aud", "sub", "sid", "jti", "iat", "nbf", "exp")
+
+
+def claims(**changes: Any) -> dict[str, Any]:
+    """The claims of a good access token, but for the changes; what is changed to `...` is left out."""
+    now = int(time.time())
+    good = {"iss": "slipway", "aud": "slipway", "sub": str(USER), "sid": "a login", "jti": "a token"}
+    times = {"iat": now, "nbf": now, "exp": now + 900}
+    return {name: value for name, value in (good | times | changes).items() if value is not ...}
+
+
+def encoded(part: Any) -> str:
+    raw = part if isinstance(part, bytes) else json.dumps(part).encode()
+    return base64.urlsafe_b64encode(raw).rstrip(b"=").decode()
+
+
+def signed(header: Any, payload: Any, *, key: str = KEY, hash_name: str = "sha256") -> str:
+    """RFC 7515, without a library that would refuse to make what we need."""
+    message = f"{encoded(header)}.{encoded(payload)}"
+    return f"{message}.{encoded(hmac.digest(key.encode(), message.encode(), hash_name))}"
+
+
+def forged(**changes: Any) -> str:
+    return signed(HEADER, claims(**changes))
+
+
+def with_header(**changes: Any) -> str:
+    return signed({name: value for name, value in (HEADER | changes).items() if value is not ...}, claims())
+
+
+def deep(depth: int) -> bytes:
+    return b"[" * depth + b"]" * depth
+
+
+GOOD = signed(HEADER, claims())
+HEAD, BODY, SIGNATURE = GOOD.split(".")
+
+FORGERIES = {
+    # Somebody else's signature, or none.
+    "another key": signed(HEADER, claims(), key="k" * 32),
+    "the empty key": signed(HEADER, claims(), key=""),
+    "no signature": f"{HEAD}.{BODY}.",
+    "no signature part": f"{HEAD}.{BODY}",
+    "a shortened signature": GOOD[:-2],
+    "a changed payload": f"{HEAD}.{encoded(claims(sub=str(uuid4())))}.{SIGNATURE}",
+    "a changed header": f"{encoded(HEADER | {'typ': 'rt+jwt'})}.{BODY}.{SIGNATURE}",
+    "alg none": f"{encoded(HEADER | {'alg': 'none'})}.{BODY}.",
+    "alg none, signed": with_header(alg="none"),
+    "alg NONE": f"{encoded(HEADER | {'alg': 'NONE'})}.{BODY}.",
+    "alg HS384": signed(HEADER | {"alg": "HS384"}, claims(), hash_name="sha384"),
+    "alg RS256": with_header(alg="RS256"),
+    "alg unknown": with_header(alg="HS257"),
+    "alg missing": with_header(alg=...),
+    "alg null": with_header(alg=None),
+    "alg an object": with_header(alg={"HS256": 1}),
+    # Header parameters that tell a careless verifier where the key is, or to skip something.
+    "jwk": with_header(jwk={"kty": "oct", "k": encoded(b"k" * 32)}),
+    "jku": with_header(jku="https://example.com/keys"),
+    "kid": with_header(kid="../../dev/null"),
+    "kid not a string": with_header(kid=1),
+    "x5u": with_header(x5u="https://example.com/cert"),
+    "crit": with_header(crit=["exp"], exp=1),
+    "crit empty": with_header(crit=[]),
+    "b64 false": with_header(b64=False, crit=["b64"]),
+    "b64 true": with_header(b64=True),
+    "zip": with_header(zip="DEF"),
+    "cty": with_header(cty="JWT"),
+    # Another kind of token.
+    "typ missing": with_header(typ=...),
+    "typ JWT": with_header(typ="JWT"),
+    "typ of a refresh token": with_header(typ="rt+jwt"),
+    "typ in capitals": with_header(typ="AT+JWT"),
+    "typ a list": with_header(typ=["at+jwt"]),
+    # Claims.
+    "another issuer": forged(iss="somebody"),
+    "a list of issuers": forged(iss=["slipway"]),
+    "another audience": forged(aud="somebody"),
+    "a list of audiences": forged(aud=["slipway"]),
+    "several audiences": forged(aud=["slipway", "somebody"]),
+    "no audience in the list": forged(aud=[]),
+    **{f"{name} missing": forged(**{name: ...}) for name in CLAIMS},
+    **{f"{name} null": forged(**{name: None}) for name in CLAIMS},
+    "expired": forged(exp=int(time.time()) - 1),
+    "exp not a number": forged(exp="soon"),
+    "exp not a number after all": forged(exp=float("nan")),
+    "exp infinite": forged(exp=float("inf")),
+    "exp past the calendar": forged(exp=10**15),
+    "exp of 5,000 digits": signed(
+        HEADER, json.dumps(claims(exp=0)).replace('"exp": 0', '"exp": 1' + "0" * 5000).encode()
+    ),
+    "nbf in the future": forged(nbf=int(time.time()) + 600),
+    "nbf not a number": forged(nbf="now"),
+    "iat in the future": forged(iat=int(time.time()) + 600),
+    "sub not a uuid": forged(sub="ada"),
+    "sub a number": forged(sub=1),
+    "sub empty": forged(sub=""),
+    "sub a lone surrogate": forged(sub="\ud800"),
+    "jti not a string": forged(jti=1),
+    # Not a token at all.
+    "payload not an object": signed(HEADER, [claims()]),
+    "payload not JSON": signed(HEADER, b"slipway"),
+    "payload not UTF-8": signed(HEADER, b"\xff\xfe"),
+    "payload empty": signed(HEADER, b""),
+    "payload deep": signed(HEADER, deep(100_000)),
+    "header not an object": signed([HEADER], claims()),
+    "header not JSON": signed(b"HS256", claims()),
+    "header deep": signed(deep(100_000), claims()),
+    "header with a deep member": signed(b'{"alg":"HS256","typ":' + deep(5_000) + b"}", claims()),
+    "four parts": f"{GOOD}.{SIGNATURE}",
+    "five parts": "a.b.c.d.e",
+    "empty": "",
+    "dots": "..",
+    "many dots": "." * 100_000,
+    "a word": "garbage",
+    "not base64": "!!!.???.***",
+    "huge": "A" * 1_000_000,
+    "huge parts": ".".join(["A" * 400_000] * 3),
+    "non-ASCII": "\u00fc.\u00fc.\u00fc",
+    "a lone surrogate": f"\ud800{GOOD}",
+    "NUL": f"{GOOD}\0",
+    "a space in front": f" {GOOD}",
+    "a line break behind": f"{GOOD}\n",
+    "padded": f"{HEAD}=.{BODY}.{SIGNATURE}",
+    "two of them": f"{GOOD} {GOOD}",
+}
+
+
+def test_the_hand_made_token_is_good() -> None:
+    """Otherwise the forgeries below would all be refused for one and the same reason."""
+    token = decode_token(GOOD, TokenKind.ACCESS, SETTINGS)
+    assert (token.user_uuid, token.session_id, token.jti) == (USER, "a login", "a token")
+
+
+@pytest.mark.parametrize("name", FORGERIES)
+def test_a_forgery_is_refused(name: str) -> None:
+    with pytest.raises(InvalidToken):
+        decode_token(FORGERIES[name], TokenKind.ACCESS, SETTINGS)
+
+
+@pytest.mark.parametrize("name", [name for name in FORGERIES if name != "expired"])
+def test_allowing_expired_tokens_allows_nothing_else(name: str) -> None:
+    with pytest.raises(InvalidToken):
+        decode_token(FORGERIES[name], TokenKind.ACCESS, SETTINGS, allow_expired=True)
+
+
+def test_an_expired_token_is_read_where_that_is_allowed() -> None:
+    assert decode_token(FORGERIES["expired"], TokenKind.ACCESS, SETTINGS, allow_expired=True).user_uuid == USER
+
+
+@pytest.mark.parametrize("kind", TokenKind)
+def test_a_token_says_what_was_put_into_it(kind: TokenKind) -> None:
+    session_id = new_token_id()
+    raw = create_token(kind, SETTINGS, USER, session_id, jti="its id")
+
+    token = decode_token(raw, kind, SETTINGS)
+    assert (token.user_uuid, token.session_id, token.jti) == (USER, session_id, "its id")
+    seconds = token.expires_at.timestamp() - time.time()
+    assert seconds == pytest.approx(900 if kind is TokenKind.ACCESS else 7 * 86_400, abs=5)
+
+
+def test_one_kind_of_token_is_never_taken_for_the_other() -> None:
+    for kind, other in ((TokenKind.ACCESS, TokenKind.REFRESH), (TokenKind.REFRESH, TokenKind.ACCESS)):
+        with pytest.raises(InvalidToken):
+            decode_token(create_token(kind, SETTINGS, USER, "a login"), other, SETTINGS)
+
+
+def test_a_token_of_another_key_or_issuer_or_algorithm_is_refused() -> None:
+    ours = SETTINGS.model_copy(update={"SECRET_KEY": SecretStr(KEY * 2)})  # long enough for HS512
+    for changed in ({"SECRET_KEY": SecretStr(KEY * 3)}, {"TOKEN_ISSUER": "somebody"}, {"ALGORITHM": "HS512"}):
+        theirs = create_token(TokenKind.ACCESS, ours.model_copy(update=changed), USER, "a login")
+        with pytest.raises(InvalidToken):
+            decode_token(theirs, TokenKind.ACCESS, ours)
+
+
+def test_no_two_tokens_are_alike() -> None:
+    assert len({create_token(TokenKind.ACCESS, SETTINGS, USER, "a login") for _ in range(100)}) == 100
+    assert len({new_token_id() for _ in range(100)}) == 100
+
+
+async def test_a_bad_authorisation_header_is_401(client: httpx2.AsyncClient) -> None:
+    names = ("alg none", "another key", "jwk", "expired", "aud missing", "sub not a uuid", "header with a deep member")
+    headers = [f"Bearer {FORGERIES[name]}".encode() for name in names]
+    headers += [b"Bearer", b"Bearer ", b"bearer x", b"Bearer \xff\xfe", b"Bearer a b c", b"Basic YWRhOmFkYQ==", b""]
+
+    for header in headers:
+        answer = await client.get("user/me/", headers={b"Authorization": header})
+        assert answer.status_code == 401, header
+        assert answer.headers["WWW-Authenticate"] == "Bearer"
+        assert answer.headers["Content-Type"] == "application/problem+json"
+
+
+async def test_a_hash_knows_its_password() -> None:
+    hashed = await hash_password("correct horse battery")
+
+    assert await verify_password("correct horse battery", hashed)
+    assert not await verify_password("correct horse batterx", hashed)
+    assert hashed != await hash_password("correct horse battery"), "each hash has a salt of its own"
+
+
+async def test_nobodys_password_is_never_right() -> None:
+    for password in ("", "correct horse battery", "nobody"):
+        assert not await verify_password(password, None)
+
+
+async def test_a_missing_hash_costs_what_a_real_one_costs() -> None:
+    parameters = (await hash_password("x")).split("$")[:4]
+    assert security._NOBODYS_HASH.split("$")[:4] == parameters
+
+
+async def test_too_many_hashes_at_once_are_turned_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(security, "HASHES_WAITING", 3)
+
+    results = await asyncio.gather(*(hash_password("x") for _ in range(12)), return_exceptions=True)
+
+    hashed = [result for result in results if isinstance(result, str)]
+    assert len(hashed) == security.HASHES_AT_ONCE + 3
+    assert all(isinstance(result, HashingBusy) for result in results if result not in hashed)
+    assert await hash_password("x"), "and then there is room again"

@@ -1,0 +1,257 @@
+"""`make run` as a whole: every process of it, in a copy of this project."""
+
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx2
+import pytest
+
+from scripts.embedded import free_port, is_port_free, scratch_folder
+
+from ..scripts.pids import is_alive, wait_until
+
+ROOT = Path(__file__).parents[2]
+START_SECONDS = 60
+NAME = re.compile(r"(?m)^(\w+)=.*$")
+
+
+class Run:
+    """One `make run` in a copy of the project."""
+
+    def __init__(self, project: Path, port: int, *words: str) -> None:
+        """Start it; its log goes to a file of its own."""
+        self.url = f"http://127.0.0.1:{port}"
+        self._log = project / f"run-{time.monotonic_ns()}.log"
+        words = words or ("run", "--port", str(port))
+        with self._log.open("wb") as log:
+            self.process = subprocess.Popen(
+                [project / ".venv" / "bin" / "python", "-m", "src.scripts.dev", *words],
+                cwd=project,
+                env=clean_environment(project),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+
+    @property
+    def output(self) -> str:
+        """All it has printed until now."""
+        return self._log.read_text(errors="replace")
+
+    def wait_for_answer(self) -> None:
+        """Return once the API answers, with every part started."""
+        wait_until(lambda: self.process.poll() is not None or self._answers(), START_SECONDS)
+        assert self.process.poll() is None, self.output
+        wait_until(lambda: "worker started" in self.output and "Ctrl-C" in self.output)
+
+    def _answers(self) -> bool:
+        try:
+            return httpx2.get(f"{self.url}/api/v1/health").status_code == 200
+        except httpx2.TransportError:
+            return False
+
+    def stop(self, number: signal.Signals) -> int:
+        """Send a signal and return the exit code."""
+        self.process.send_signal(number)
+        return self.process.wait(30)
+
+
+def clean_environment(project: Path) -> dict[str, str]:
+    """This process's environment without any setting of the app, and without what coverage measures by."""
+    settings = {*NAME.findall((ROOT / "src" / ".env.example").read_text()), "ENV_FILE"}
+    kept = {name: value for name, value in os.environ.items() if name not in settings}
+    return {name: value for name, value in kept.items() if not name.startswith(("COV_", "COVERAGE_", "PYTEST_"))}
+
+
+@pytest.fixture
+def project() -> Iterator[Path]:
+    """A copy of this project with free ports, in which nothing may be left running at the end."""
+    with scratch_folder() as folder:
+        folder.chmod(0o755)
+        copy = folder / "project"
+        ignored = shutil.ignore_patterns(".env", "logs")
+        shutil.copytree(ROOT / "src", copy / "src", ignore=ignored)
+        for file in ("Makefile", "pyproject.toml", "requirements.txt", "requirements-dev.txt"):
+            shutil.copy(ROOT / file, copy)
+        (copy / ".venv").symlink_to(Path(sys.prefix))
+        example = copy / "src" / ".env.example"
+        text = example.read_text().replace("55432", str(free_port())).replace("56379", str(free_port()))
+        example.write_text(text)
+        yield copy
+        wait_until(lambda: not processes_in(copy))
+
+
+def processes_in(project: Path) -> list[int]:
+    """Every process whose working directory or command line leads into the project."""
+    listed = subprocess.run(["ps", "-A", "-o", "pid=,command="], check=True, capture_output=True, text=True)
+    pids = []
+    for line in listed.stdout.splitlines():
+        pid, _, command = line.strip().partition(" ")
+        if str(project) in command or working_directory(int(pid)).startswith(str(project)):
+            pids.append(int(pid))
+    return [pid for pid in pids if is_alive(pid)]
+
+
+def working_directory(pid: int) -> str:
+    try:
+        return str(Path(f"/proc/{pid}/cwd").readlink())
+    except OSError:  # It has ended, or this system has no /proc and the command line has to do.
+        return ""
+
+
+Start = Callable[..., Run]
+
+
+@pytest.fixture
+def start(project: Path) -> Iterator[Start]:
+    """Starts `make run` on a free port, or the one given."""
+    started: list[Run] = []
+
+    def start(*words: str, port: int | None = None) -> Run:
+        started.append(Run(project, port or free_port(), *words))
+        return started[-1]
+
+    yield start
+    for run in started:
+        if run.process.poll() is None:
+            run.process.terminate()
+            run.process.wait(30)
+
+
+ADA = {"name": "Ada", "username": "ada", "email": "ada@example.com", "password": "correct horse battery"}
+
+
+def test_a_project_lives_through_stops_kills_and_starts(project: Path, start: Start) -> None:
+    """One story instead of one test each: every start costs seconds of two cores."""
+    first = start()
+    first.wait_for_answer()
+    wait_until(lambda: "password " in first.output)
+    printed = re.findall(r"password +(\S+)\n", first.output)[0]
+    login = httpx2.post(f"{first.url}/api/v1/login", data={"username": "admin", "password": printed})
+    assert login.status_code == 200
+    assert httpx2.post(f"{first.url}/api/v1/user", json=ADA).status_code == 201
+    env_file = (project / "src" / ".env").read_text()
+
+    # A second one is refused and disturbs nothing.
+    second = start()
+    assert second.process.wait(30) == 1
+    assert re.fullmatch(r"`make run` is already running here \(pid \d+\): stop it first.*\n", second.output)
+    assert httpx2.get(f"{first.url}/api/v1/user/ada").status_code == 200
+
+    # Ctrl-C stops everything; the data and the settings are there at the next start.
+    assert first.stop(signal.SIGINT) == 0
+    assert "Traceback" not in first.output
+    assert not processes_in(project)
+    again = start()
+    again.wait_for_answer()
+    assert httpx2.get(f"{again.url}/api/v1/user/ada").status_code == 200
+    assert (project / "src" / ".env").read_text() == env_file
+    assert printed not in again.output
+
+    # After kill -9 the next start, at once, waits until the port is free and finds the data.
+    again.process.kill()
+    again.process.wait()
+    third = start(port=httpx2.URL(again.url).port)
+    third.wait_for_answer()
+    assert httpx2.get(f"{third.url}/api/v1/user/ada").status_code == 200
+
+    # A part that ends by itself is named and ends the rest.
+    worker = next(pid for pid in processes_in(project) if "watchfiles" in command_of(pid))
+    os.kill(worker, signal.SIGKILL)
+    assert third.process.wait(30) == 1
+    assert "The worker process has ended by itself by signal 9.\n" in third.output
+    assert not processes_in(project)
+
+
+def test_of_two_at_once_one_is_refused(project: Path, start: Start) -> None:
+    both = [start(), start()]
+    wait_until(lambda: any(run.process.poll() is not None for run in both))
+    refused, running = sorted(both, key=lambda run: run.process.poll() is None)
+    assert refused.process.returncode == 1
+    assert "`make run` is already running here" in refused.output
+    assert running.process.poll() is None
+    # kill -9 in the middle of the start leaves nothing behind either: the fixture looks.
+    running.process.kill()
+    running.process.wait()
+
+
+def test_services_alone_are_shared_and_outlive_the_run(project: Path, start: Start) -> None:
+    services = start("services")
+    wait_until(lambda: "Ctrl-C stops them." in services.output, START_SECONDS)
+    run = start()
+    run.wait_for_answer()
+    assert run.stop(signal.SIGINT) == 0
+    ports = [int(port) for port in re.findall(r"127\.0\.0\.1:(\d+)", services.output)]
+    assert len(ports) == 2
+    assert not any(map(is_port_free, ports))
+    assert services.stop(signal.SIGINT) == 0
+    assert all(map(is_port_free, ports))
+
+
+def test_a_busy_port_is_one_line_and_starts_nothing(project: Path, start: Start) -> None:
+    with socket.socket() as busy:
+        busy.bind(("127.0.0.1", 0))
+        busy.listen()
+        port = busy.getsockname()[1]
+        run = start(port=port)
+        assert run.process.wait(30) == 1
+    assert run.output == f"Port {port} is in use by another program: `make run PORT={port + 1}`.\n"
+    assert not (project / "src" / ".env").exists()
+
+
+@pytest.mark.parametrize("port", [0, 99999])
+def test_a_port_that_cannot_be_is_one_line(project: Path, start: Start, port: int) -> None:
+    run = start("run", "--port", str(port))
+    assert run.process.wait(30) == 1
+    assert run.output == f"PORT must be a TCP port, 1 to 65535, not {port}.\n"
+
+
+def test_a_half_written_env_file_is_one_line_per_fault(project: Path, start: Start) -> None:
+    (project / "src" / ".env").write_text('EMBEDDED_SERVICES=true\nSECRET_KEY="12\nPOSTGRES_PORT=many\n')
+    run = start()
+    assert run.process.wait(30) == 1
+    assert "Traceback" not in run.output
+    assert "POSTGRES_PORT must be a TCP port" in run.output
+    assert all(line for line in run.output.splitlines())
+
+
+@pytest.mark.parametrize(
+    ("line", "complaint"),
+    [
+        ('POSTGRES_SERVER="db.example.com"', 'POSTGRES_SERVER must be "127.0.0.1" while EMBEDDED_SERVICES is true.'),
+        ("REDIS_QUEUE_PORT=6379", "must be one and the same while EMBEDDED_SERVICES is true."),
+        ("POSTGRES_URL=postgresql://a:b@c/d", "POSTGRES_URL is set, but EMBEDDED_SERVICES is true"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_one_line(
+    project: Path, start: Start, line: str, complaint: str
+) -> None:
+    text = (project / "src" / ".env.example").read_text().replace("SECRET_KEY=", f"SECRET_KEY={'0123456789abcdef' * 4}")
+    (project / "src" / ".env").write_text(f"{text}\n{line}\n")
+    run = start()
+    assert run.process.wait(30) == 1
+    assert complaint in run.output
+    assert run.output.count("\n") == 1
+
+
+def test_a_killed_guardian_ends_the_run_with_one_line(project: Path, start: Start) -> None:
+    run = start()
+    run.wait_for_answer()
+    guardian = next(pid for pid in processes_in(project) if "src.scripts.services" in command_of(pid))
+    os.kill(guardian, signal.SIGKILL)
+    assert run.process.wait(30) == 1
+    assert "The process that guards PostgreSQL and Valkey was killed: start again.\n" in run.output
+
+
+def command_of(pid: int) -> str:
+    done = subprocess.run(["ps", "-o", "command=", "-p", str(pid)], check=False, capture_output=True, text=True)
+    return done.stdout

@@ -1,0 +1,168 @@
+"""What every answer carries, whoever makes it."""
+
+import logging
+from collections.abc import AsyncIterator
+
+import httpx2
+import pytest
+from fastapi import APIRouter, Response
+from starlette.responses import StreamingResponse
+
+from app.core.config import AppSettings, ClientSideCacheSettings, SettingsGroup
+from app.core.setup import create_application
+from tests.conftest import client_of
+
+pytestmark = pytest.mark.anyio
+
+
+class SmallSettings(AppSettings, ClientSideCacheSettings):
+    """An app of middleware alone."""
+
+
+def small_client(**settings: int) -> httpx2.AsyncClient:
+    router = APIRouter()
+
+    @router.get("/hello")
+    async def hello() -> str:
+        return "hello"
+
+    @router.get("/own")
+    async def own(response: Response) -> str:
+        response.headers["Cache-Control"] = "max-age=1"
+        return "own"
+
+    @router.get("/cookie")
+    async def cookie(response: Response) -> str:
+        response.set_cookie("a", "b")
+        return "cookie"
+
+    @router.post("/echo")
+    async def echo(body: dict[str, str]) -> int:
+        return len(body)
+
+    @router.get("/crash")
+    async def crash() -> None:
+        raise ZeroDivisionError("the password is hunter2")
+
+    @router.get("/crash-late")
+    async def crash_late() -> StreamingResponse:
+        async def half() -> AsyncIterator[bytes]:
+            yield b"half"
+            raise ZeroDivisionError
+
+        return StreamingResponse(half())
+
+    chosen: SettingsGroup = SmallSettings(**settings)  # type: ignore[arg-type]
+    client = client_of(create_application(router, chosen))
+    client.base_url = httpx2.URL("http://test/")
+    return client
+
+
+async def test_every_answer_has_a_request_id() -> None:
+    async with small_client() as client:
+        for path, status in {"hello": 200, "nosuch": 404, "echo": 405, "crash": 500}.items():
+            answer = await client.get(path)
+            assert answer.status_code == status
+            assert len(answer.headers.get_list("X-Request-ID")) == 1
+            if status != 200:
+                assert answer.headers["Content-Type"] == "application/problem+json"
+                assert answer.json()["request_id"] == answer.headers["X-Request-ID"]
+
+
+async def test_two_requests_have_two_ids() -> None:
+    async with small_client() as client:
+        ids = {(await client.get("hello")).headers["X-Request-ID"] for _ in range(10)}
+    assert len(ids) == 10
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        ("0af7651916cd43dd8448eb211c80319c", True),
+        ("short", False),
+        ("x" * 65, False),
+        ("with space 123", False),
+        ('"quoted-1234"', False),
+        ("", False),
+    ],
+)
+async def test_a_proxys_request_id_is_kept_when_it_is_harmless(given: str, kept: bool) -> None:
+    async with small_client() as client:
+        answer = await client.get("hello", headers={"X-Request-ID": given})
+    assert (answer.headers["X-Request-ID"] == given) is kept
+
+
+async def test_an_unexpected_error_shows_its_id_and_nothing_else(caplog: pytest.LogCaptureFixture) -> None:
+    async with small_client() as client:
+        answer = await client.get("crash")
+    assert answer.status_code == 500
+    assert answer.json() == {
+        "type": "about:blank",
+        "title": "Internal Server Error",
+        "status": 500,
+        "detail": "Something went wrong here.",
+        "request_id": answer.headers["X-Request-ID"],
+    }
+
+
+async def test_an_error_in_the_middle_of_an_answer_breaks_the_connection_off() -> None:
+    async with small_client() as client:
+        with pytest.raises(ZeroDivisionError):
+            await client.get("crash-late")
+
+
+async def test_the_path_names_all_its_methods_in_a_405() -> None:
+    async with small_client() as client:
+        answer = await client.delete("echo")
+    assert answer.status_code == 405
+    assert answer.headers["Allow"] == "POST"
+
+
+@pytest.mark.parametrize("declared", [True, False])
+async def test_a_body_over_the_limit_is_413(declared: bool) -> None:
+    async def chunks() -> AsyncIterator[bytes]:
+        for _ in range(20):
+            yield b" " * 10
+
+    async with small_client(MAX_BODY_BYTES=100) as client:
+        answer = await client.post(
+            "echo", content=b" " * 101 if declared else chunks(), headers={"Content-Type": "application/json"}
+        )
+        assert answer.status_code == 413
+        assert answer.headers["Content-Type"] == "application/problem+json"
+        assert answer.headers["X-Request-ID"]
+        fits = await client.post("echo", content=b"{}" + b" " * 98, headers={"Content-Type": "application/json"})
+        assert fits.status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("path", "headers", "policy"),
+    [
+        ("hello", {}, "public, max-age=60"),
+        ("hello", {"Authorization": "Bearer x"}, "private, no-store"),
+        ("hello", {"Cookie": "a=b"}, "private, no-store"),
+        ("cookie", {}, "private, no-store"),
+        ("nosuch", {}, "private, no-store"),
+        ("crash", {}, "private, no-store"),
+        ("own", {}, "max-age=1"),
+    ],
+)
+async def test_only_anonymous_successes_may_be_kept(path: str, headers: dict[str, str], policy: str) -> None:
+    async with small_client() as client:
+        answer = await client.get(path, headers=headers)
+    assert answer.headers["Cache-Control"] == policy
+    if policy.startswith("public"):
+        assert answer.headers["Vary"] == "Authorization, Cookie"
+
+
+async def test_a_change_is_never_kept() -> None:
+    async with small_client(CLIENT_CACHE_MAX_AGE=5) as client:
+        assert (await client.post("echo", json={})).headers["Cache-Control"] == "private, no-store"
+        assert (await client.get("hello")).headers["Cache-Control"] == "public, max-age=5"
+
+
+async def test_a_request_leaves_one_line_without_its_query(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "slipway.request"):
+        async with small_client() as client:
+            await client.get("hello", params={"token": "hunter2"})
+    assert "hunter2" not in caplog.text

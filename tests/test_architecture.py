@@ -1,0 +1,136 @@
+"""The house rules of who may import what, and the golden resource's shape, held by reading the code."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from fastapi.routing import APIRoute, iter_route_contexts
+from sqlmodel import SQLModel
+
+from app import models
+from app.api import build_router
+from app.api.v1 import health, login, logout, rate_limits, tasks, tiers, users
+from app.core.config import Settings
+from app.core.setup import create_application
+
+APP = Path(__file__).parents[1] / "src" / "app"
+
+
+def imports_of(file: Path) -> Iterator[str]:
+    """The modules a file imports, by their full names."""
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}: imports are absolute here"
+            yield node.module or ""
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def importers_of(*packages: str) -> set[str]:
+    """The files under `app/` that import any of these packages."""
+    return {
+        str(file.relative_to(APP))
+        for file in APP.rglob("*.py")
+        if any(name == package or name.startswith(f"{package}.") for name in imports_of(file) for package in packages)
+    }
+
+
+def test_core_points_down_only() -> None:
+    upwards = importers_of("app.api", "app.crud", "app.models", "app.middleware", "app.main")
+    in_core = {file for file in upwards if file.startswith("core/") and not file.startswith("core/worker/")}
+    # create_application() adds the middleware its settings ask for: docs/decisions/0003.
+    assert in_core == {"core/setup.py"}
+    assert "core/setup.py" not in importers_of("app.api", "app.crud", "app.models")
+
+
+def test_models_and_crud_do_not_know_http() -> None:
+    upwards = importers_of("app.api", "app.middleware", "fastapi")
+    assert not {file for file in upwards if file.startswith(("models/", "crud/"))}
+
+
+def test_only_main_knows_all_parts() -> None:
+    assert importers_of("app.main") == set()
+
+
+def test_arq_has_two_doors() -> None:
+    files = importers_of("arq")
+    assert {file for file in files if not file.startswith("core/worker/")} == {"core/utils/queue.py"}
+
+
+def test_redis_has_two_doors() -> None:
+    files = importers_of("redis")
+    assert {file for file in files if not file.startswith("core/utils/")} == {"core/setup.py"}
+
+
+def test_core_utils_are_the_three_adapters() -> None:
+    assert {file.stem for file in (APP / "core" / "utils").glob("*.py")} == {"__init__", "cache", "queue", "rate_limit"}
+
+
+def test_only_the_edge_commits() -> None:
+    committing = {
+        str(file.relative_to(APP)) for file in APP.rglob("*.py") if ".commit()" in file.read_text(encoding="utf-8")
+    }
+    assert committing == {"core/db/database.py"}
+
+
+def test_handlers_name_their_dependencies() -> None:
+    """No bare `Depends(` in a signature: it would hide under which name the house knows the dependency."""
+    for file in (APP / "api" / "v1").glob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.AsyncFunctionDef | ast.FunctionDef):
+                assert "Depends" not in ast.unparse(node.args), f"{file.name}: {node.name}"
+
+
+def test_handlers_stay_short_and_documented() -> None:
+    for file in (APP / "api" / "v1").glob("*.py"):
+        for node in ast.parse(file.read_text()).body:
+            if isinstance(node, ast.AsyncFunctionDef) and node.decorator_list:
+                assert ast.get_docstring(node), f"{file.name}: {node.name} lacks its line for the API's documentation"
+                assert len(node.body) <= 9, f"{file.name}: {node.name}"
+
+
+def test_middleware_is_pure_asgi() -> None:
+    assert importers_of("starlette.middleware.base") == set()
+
+
+def test_every_router_is_mounted() -> None:
+    modules = {file.stem for file in (APP / "api" / "v1").glob("*.py")} - {"__init__"}
+    assert modules == {"health", "login", "logout", "rate_limits", "tasks", "tiers", "users"}
+    settings = Settings()
+    app = create_application(build_router(settings), settings)
+    mounted = {
+        route.endpoint for route in iter_route_contexts(app.routes) if isinstance(route.original_route, APIRoute)
+    }
+    for module in (health, login, logout, rate_limits, tasks, tiers, users):
+        for route in module.router.routes:
+            assert isinstance(route, APIRoute)
+            assert route.endpoint in mounted, f"{module.__name__}: {route.path}"
+
+
+def test_every_table_is_in_the_migrations_metadata() -> None:
+    """A table class that `models/__init__.py` does not import would be invisible to autogenerate."""
+    defined = {
+        node.name
+        for file in (APP / "models").glob("*.py")
+        for node in ast.parse(file.read_text()).body
+        if isinstance(node, ast.ClassDef) and any(keyword.arg == "table" for keyword in node.keywords)
+    }
+    assert defined == set(models.__all__)
+    assert {getattr(models, name).__tablename__ for name in defined} == set(SQLModel.metadata.tables)
+
+
+@pytest.mark.parametrize("file", ["models/tier.py", "crud/crud_tier.py", "api/v1/tiers.py"])
+def test_the_golden_resource_has_the_same_stem_everywhere(file: str) -> None:
+    assert (APP / file).exists()
+    assert (Path(__file__).parent / "api" / "v1" / "test_tiers.py").exists()
+
+
+def test_a_table_is_never_a_response_model() -> None:
+    settings = Settings()
+    app = create_application(build_router(settings), settings)
+    tables = {getattr(models, name) for name in models.__all__}
+    for route in iter_route_contexts(app.routes):
+        if isinstance(route.original_route, APIRoute):
+            assert route.response_model not in tables, route.path
