@@ -4,6 +4,8 @@ PORT ?= 8000
 BIN := .venv/bin
 PY := $(BIN)/python
 export PORT
+# Of a dozen processes each would otherwise compile all the code anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 

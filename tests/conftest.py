@@ -14,6 +14,7 @@ os.environ.update(
 )
 
 import asyncio
+import shutil
 from collections.abc import AsyncIterator, Generator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -40,6 +41,7 @@ TEMPLATE = "template_slipway"
 ALEMBIC_INI = Path(__file__).parents[1] / "src" / "alembic.ini"
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
     """How many `-n auto` is: twice the cores, since many tests wait for the processes they started."""
     return 2 * (os.cpu_count() or 1)
@@ -59,15 +61,27 @@ def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.Tes
 
 
 @pytest.fixture(scope="session")
-def postgres() -> Iterator[Postgres]:
-    """A PostgreSQL server of this test process alone."""
+def cluster() -> Iterator[Path]:
+    """PostgreSQL's data after a first start, for tests to copy: initdb is most of what that start costs."""
+    with scratch_folder() as folder:
+        with a_postgres(folder / "postgres", free_port()):
+            pass
+        yield folder / "postgres"
+
+
+def a_postgres(data: Path, port: int) -> Postgres:
+    """The server that the tests' settings name, not started."""
     user, password = os.environ["POSTGRES_USER"], os.environ["POSTGRES_PASSWORD"]
+    return Postgres(data, port=port, user=user, password=password, database="tester", durable=False)
+
+
+@pytest.fixture(scope="session")
+def postgres(cluster: Path) -> Iterator[Postgres]:
+    """A PostgreSQL server of this test process alone."""
     with scratch_folder() as folder:
         port = free_port()
         os.environ["POSTGRES_PORT"] = str(port)
-        with Postgres(
-            folder / "postgres", port=port, user=user, password=password, database="tester", durable=False
-        ) as server:
+        with a_postgres(shutil.copytree(cluster, folder / "postgres"), port) as server:
             yield server
 
 

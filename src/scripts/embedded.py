@@ -188,5 +188,7 @@ def _serves(pid: int, folder: Path) -> bool:
             return Path(f"/proc/{pid}/cwd").readlink() == folder
         except OSError:
             return False
-    done = subprocess.run(["/bin/ps", "-o", "command=", "-p", str(pid)], check=False, capture_output=True, text=True)
+    done = subprocess.run(
+        ["/bin/ps", "-ww", "-o", "command=", "-p", str(pid)], check=False, capture_output=True, text=True
+    )
     return "postgres" in done.stdout

@@ -19,6 +19,8 @@ from typing import TypedDict
 
 USER_NAME = "slipway"
 ROOT_BASE = Path("/var/lib")
+_DISK, _MEMORY = Path("/tmp"), Path("/dev/shm")  # noqa: S108  (mkdtemp makes the names)
+_ROOM = 4 * 2**30  # bytes
 
 
 class ServiceError(Exception):
@@ -151,13 +153,14 @@ def _reaches(path: Path) -> bool:
 
 
 @contextlib.contextmanager
-def scratch_folder() -> Iterator[Path]:
+def scratch_folder(*, in_memory: bool = True) -> Iterator[Path]:
     """A new temporary folder that servers can use for their data, removed at the end.
 
     It belongs to the servers' user. Root's `tmp_path` in tests is closed to that user: data in it would move
-    to `/var/lib` and stay.
+    to `/var/lib` and stay. A database is a thousand small files, which memory makes in a quarter of the time.
     """
-    folder = Path(tempfile.mkdtemp(prefix="slipway-", dir="/tmp"))
+    roomy = _MEMORY.is_dir() and shutil.disk_usage(_MEMORY).free > _ROOM
+    folder = Path(tempfile.mkdtemp(prefix="slipway-", dir=_MEMORY if in_memory and roomy else _DISK))
     try:
         if identity():
             os.chown(folder, identity()["user"], identity()["group"])

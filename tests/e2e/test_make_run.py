@@ -16,7 +16,7 @@ import pytest
 
 from scripts.embedded import free_port, is_port_free, scratch_folder
 
-from ..scripts.pids import is_alive, wait_until
+from ..scripts.pids import commands, is_alive, wait_until
 
 ROOT = Path(__file__).parents[2]
 START_SECONDS = 60
@@ -73,8 +73,8 @@ def clean_environment(project: Path) -> dict[str, str]:
 
 
 @pytest.fixture
-def project() -> Iterator[Path]:
-    """A copy of this project with free ports, in which nothing may be left running at the end."""
+def project(cluster: Path) -> Iterator[Path]:
+    """A copy of this project with free ports, used before; nothing may be left running in it at the end."""
     with scratch_folder() as folder:
         folder.chmod(0o755)
         copy = folder / "project"
@@ -82,6 +82,7 @@ def project() -> Iterator[Path]:
         shutil.copytree(ROOT / "src", copy / "src", ignore=ignored)
         for file in ("Makefile", "pyproject.toml", "requirements.txt", "requirements-dev.txt"):
             shutil.copy(ROOT / file, copy)
+        shutil.copytree(cluster, copy / ".data" / "postgres")
         (copy / ".venv").symlink_to(Path(sys.prefix))
         example = copy / "src" / ".env.example"
         text = example.read_text().replace("55432", str(free_port())).replace("56379", str(free_port()))
@@ -92,13 +93,19 @@ def project() -> Iterator[Path]:
 
 def processes_in(project: Path) -> list[int]:
     """Every process whose working directory or command line leads into the project."""
-    listed = subprocess.run(["ps", "-A", "-o", "pid=,command="], check=True, capture_output=True, text=True)
-    pids = []
-    for line in listed.stdout.splitlines():
-        pid, _, command = line.strip().partition(" ")
-        if str(project) in command or working_directory(int(pid)).startswith(str(project)):
-            pids.append(int(pid))
-    return [pid for pid in pids if is_alive(pid)]
+    found = [
+        pid
+        for pid, command in commands().items()
+        if str(project) in command or working_directory(pid).startswith(str(project))
+    ]
+    return [pid for pid in found if is_alive(pid)]
+
+
+def process_of(project: Path, name: str) -> int:
+    """The process of the project whose command has this name in it."""
+    found = [pid for pid in processes_in(project) if name in commands().get(pid, "")]
+    assert len(found) == 1, [commands().get(pid) for pid in processes_in(project)]
+    return found[0]
 
 
 def working_directory(pid: int) -> str:
@@ -132,6 +139,7 @@ ADA = {"name": "Ada", "username": "ada", "email": "ada@example.com", "password":
 
 def test_a_project_lives_through_stops_kills_and_starts(project: Path, start: Start) -> None:
     """One story instead of one test each: every start costs seconds of two cores."""
+    shutil.rmtree(project / ".data")  # as in a fresh clone
     first = start()
     first.wait_for_answer()
     wait_until(lambda: "password " in first.output)
@@ -165,7 +173,7 @@ def test_a_project_lives_through_stops_kills_and_starts(project: Path, start: St
     assert httpx2.get(f"{third.url}/api/v1/user/ada").status_code == 200
 
     # A part that ends by itself is named and ends the rest.
-    worker = next(pid for pid in processes_in(project) if "watchfiles" in command_of(pid))
+    worker = process_of(project, "watchfiles")
     os.kill(worker, signal.SIGKILL)
     assert third.process.wait(30) == 1
     assert "The worker process has ended by itself by signal 9.\n" in third.output
@@ -246,12 +254,7 @@ def test_settings_that_contradict_each_other_are_one_line(
 def test_a_killed_guardian_ends_the_run_with_one_line(project: Path, start: Start) -> None:
     run = start()
     run.wait_for_answer()
-    guardian = next(pid for pid in processes_in(project) if "src.scripts.services" in command_of(pid))
+    guardian = process_of(project, "src.scripts.services")
     os.kill(guardian, signal.SIGKILL)
     assert run.process.wait(30) == 1
     assert "The process that guards PostgreSQL and Valkey was killed: start again.\n" in run.output
-
-
-def command_of(pid: int) -> str:
-    done = subprocess.run(["ps", "-o", "command=", "-p", str(pid)], check=False, capture_output=True, text=True)
-    return done.stdout

