@@ -100,6 +100,14 @@ async def test_each_caller_gets_the_answer_in_the_table(
         assert await all_rows(db) == before, "a refused request changed something"
 
 
+async def test_the_document_says_where_signing_in_is_needed(app: FastAPI) -> None:
+    for path, operations in app.openapi()["paths"].items():
+        for method, operation in operations.items():
+            anonymous = MATRIX[method.upper(), path.removeprefix("/api/v1")][CALLERS.index("anonymous")]
+            security = operation.get("security", [{}])
+            assert ({} in security) is (anonymous != 401), (method, path)
+
+
 async def test_the_table_has_every_route_and_no_other(app: FastAPI) -> None:
     routes = {
         (method, context.path.removeprefix("/api/v1"))

@@ -322,7 +322,7 @@ async def test_the_frameworks_own_errors_are_problems_too(client: httpx2.AsyncCl
     assert_refused(await client.get("user/ada/../../../etc"), 404)
     not_allowed = await client.put("user/ada")
     assert_refused(not_allowed, 405)
-    assert not_allowed.headers["Allow"] == "DELETE, GET, PATCH"
+    assert not_allowed.headers["Allow"] == "DELETE, GET, HEAD, PATCH"
 
 
 async def test_a_flood_of_unknown_fields_gets_a_short_answer(client: httpx2.AsyncClient) -> None:

@@ -17,12 +17,31 @@ from app.core.logger import configure_logging
 def restored_logging(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(logger, "LOG_FILE", tmp_path / "logs" / "app.log")
     root = logging.getLogger()
-    before = root.handlers[:], root.level
+    before, ours = (root.handlers[:], root.level), structlog.get_config()
     yield
     for handler in set(root.handlers) - set(before[0]):
         handler.close()
     root.handlers[:], root.level = before
-    structlog.reset_defaults()
+    structlog.configure(**ours)
+
+
+@pytest.mark.parametrize("environment", [EnvironmentOption.PRODUCTION, EnvironmentOption.LOCAL])
+def test_row_values_are_cut_from_errors(environment: EnvironmentOption, capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logging(environment)
+    row = "DETAIL:  Failing row contains (1, ada@example.com,\n\n$argon2id$)."
+    try:
+        try:
+            raise LookupError(f"violates a check\n{row}")
+        except LookupError as cause:
+            raise ValueError(f"violates a check\n{row}\n[SQL: INSERT ...]") from cause
+    except ValueError:
+        structlog.stdlib.get_logger("ours").exception("crash")
+        logging.getLogger("theirs").exception("crash")
+    shown = capsys.readouterr().out
+    assert shown.count("LookupError: violates a check") == shown.count("ValueError: violates a check") == 2
+    assert "[SQL: INSERT ...]" in shown
+    assert "ada@example.com" not in shown
+    assert "argon2id" not in shown
 
 
 def test_outside_of_local_every_line_is_json(capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,6 +11,7 @@ from uuid import UUID, uuid4
 import httpx2
 import pytest
 from pydantic import SecretStr
+from sqlmodel.ext.asyncio.session import AsyncSession
 
 from app.core import security
 from app.core.config import Settings
@@ -24,6 +25,7 @@ from app.core.security import (
     new_token_id,
     verify_password,
 )
+from tests.helper import create_user, signed_in
 
 pytestmark = pytest.mark.anyio
 
@@ -216,10 +218,21 @@ async def test_a_bad_authorisation_header_is_401(client: httpx2.AsyncClient) -> 
     headers += [b"Bearer", b"Bearer ", b"bearer x", b"Bearer \xff\xfe", b"Bearer a b c", b"Basic YWRhOmFkYQ==", b""]
 
     for header in headers:
-        answer = await client.get("user/me/", headers={b"Authorization": header})
-        assert answer.status_code == 401, header
-        assert answer.headers["WWW-Authenticate"] == "Bearer"
-        assert answer.headers["Content-Type"] == "application/problem+json"
+        for path in ("user/me/", "users"):  # Also where one need not be signed in, nobody is taken for anonymous.
+            answer = await client.get(path, headers={b"Authorization": header})
+            assert answer.status_code == 401, header
+            assert answer.headers["WWW-Authenticate"] == "Bearer"
+            assert answer.headers["Content-Type"] == "application/problem+json"
+
+
+async def test_a_second_authorisation_header_is_401(
+    client: httpx2.AsyncClient, db: AsyncSession, settings: Settings
+) -> None:
+    good = signed_in(await create_user(db), settings)["Authorization"]
+    assert (await client.get("users", headers=[("Authorization", good)])).status_code == 200
+    for second in ("Bearer x", "Basic x", good):
+        answer = await client.get("users", headers=[("Authorization", good), ("Authorization", second)])
+        assert answer.status_code == 401
 
 
 async def test_a_hash_knows_its_password() -> None:

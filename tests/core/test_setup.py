@@ -202,6 +202,13 @@ async def test_nobody_sees_the_documentation_in_production_or_without_an_environ
             assert (await client.get(f"http://test/{page}")).status_code == 404
 
 
+async def test_the_documentations_files_come_whole(settings: Settings) -> None:
+    async with running(without()) as (_, client):
+        for wanted in ("bytes=abc", "bytes=99999999-", "bytes=0-1"):
+            answer = await client.get("http://test/docs/assets/swagger/swagger-ui.css", headers={"Range": wanted})
+            assert answer.status_code == 200
+
+
 @pytest.mark.parametrize("page", ["docs", "redoc"])
 async def test_the_documentation_needs_no_internet(settings: Settings, page: str) -> None:
     async with running(without()) as (_, client):

@@ -1,12 +1,13 @@
 """What every answer carries, whoever makes it."""
 
-import logging
 from collections.abc import AsyncIterator
 
 import httpx2
 import pytest
+import structlog
 from fastapi import APIRouter, Response
 from starlette.responses import StreamingResponse
+from structlog.testing import capture_logs
 
 from app.core.config import AppSettings, ClientSideCacheSettings, SettingsGroup
 from app.core.setup import create_application
@@ -92,9 +93,10 @@ async def test_a_proxys_request_id_is_kept_when_it_is_harmless(given: str, kept:
     assert (answer.headers["X-Request-ID"] == given) is kept
 
 
-async def test_an_unexpected_error_shows_its_id_and_nothing_else(caplog: pytest.LogCaptureFixture) -> None:
+async def test_an_unexpected_error_shows_its_id_and_nothing_else() -> None:
     async with small_client() as client:
-        answer = await client.get("crash")
+        with capture_logs([structlog.contextvars.merge_contextvars]) as lines:
+            answer = await client.get("crash")
     assert answer.status_code == 500
     assert answer.json() == {
         "type": "about:blank",
@@ -103,6 +105,10 @@ async def test_an_unexpected_error_shows_its_id_and_nothing_else(caplog: pytest.
         "detail": "Something went wrong here.",
         "request_id": answer.headers["X-Request-ID"],
     }
+    crash = lines[0]  # The log has the rest, under that id.
+    assert crash["event"] == "unhandled error"
+    assert crash["exc_info"]
+    assert crash["request_id"] == answer.headers["X-Request-ID"]
 
 
 async def test_an_error_in_the_middle_of_an_answer_breaks_the_connection_off() -> None:
@@ -161,8 +167,29 @@ async def test_a_change_is_never_kept() -> None:
         assert (await client.get("hello")).headers["Cache-Control"] == "public, max-age=5"
 
 
-async def test_a_request_leaves_one_line_without_its_query(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.INFO, "slipway.request"):
+async def test_a_request_leaves_one_line_without_its_query() -> None:
+    with capture_logs() as lines:
         async with small_client() as client:
             await client.get("hello", params={"token": "hunter2"})
-    assert "hunter2" not in caplog.text
+    (line,) = lines
+    assert line.pop("milliseconds") >= 0
+    assert line == {"event": "request", "log_level": "info", "method": "GET", "path": "/hello", "status": 200}
+
+
+@pytest.mark.parametrize(("path", "status"), [("hello", 200), ("nosuch", 404), ("crash", 500)])
+async def test_head_is_get_without_the_content(path: str, status: int) -> None:
+    async with small_client() as client:
+        get, head = await client.get(path), await client.head(path)
+        assert head.status_code == get.status_code == status
+        assert head.content == b""
+        assert head.headers.keys() == get.headers.keys()
+        assert head.headers["Content-Length"] == get.headers["Content-Length"]
+        assert head.headers["Cache-Control"] == get.headers["Cache-Control"]
+
+
+async def test_an_address_with_a_slash_too_many_is_unknown() -> None:
+    """A redirect would lead to wherever the Host header says."""
+    async with small_client() as client:
+        answer = await client.get("hello/", headers={"Host": "evil.example"})
+    assert answer.status_code == 404
+    assert "Location" not in answer.headers

@@ -3,8 +3,8 @@
 from difflib import get_close_matches
 from typing import Annotated
 
-from fastapi import Cookie, Depends, Path, Query, Request, Response
-from fastapi.security import OAuth2PasswordBearer
+from fastapi import Depends, Path, Query, Request, Response
+from fastapi.security import APIKeyCookie, OAuth2PasswordBearer
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from app.core.config import Settings
@@ -68,13 +68,16 @@ async def never_cached(response: Response) -> None:
 REFRESH_COOKIE = "refresh_token"
 
 _bearer = OAuth2PasswordBearer("/api/v1/login", auto_error=False)
+_refresh_cookie = APIKeyCookie(name=REFRESH_COOKIE, scheme_name="RefreshCookie", auto_error=False)
 
 BearerToken = Annotated[str | None, Depends(_bearer)]
-RefreshCookie = Annotated[str | None, Cookie(alias=REFRESH_COOKIE, include_in_schema=False)]
+RefreshCookie = Annotated[str | None, Depends(_refresh_cookie)]
 
 
-async def get_access_token(bearer: BearerToken, settings: SettingsDep) -> Token | None:
+async def get_access_token(request: Request, bearer: BearerToken, settings: SettingsDep) -> Token | None:
     """The verified access token, if there is one. A broken one is an error, never an anonymous caller."""
+    if len(request.headers.getlist("Authorization")) > (bearer is not None):
+        raise InvalidToken  # Another scheme, no scheme, or a second header that nobody would have looked at.
     return None if bearer is None else decode_token(bearer, TokenKind.ACCESS, settings)
 
 

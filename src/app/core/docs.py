@@ -9,9 +9,18 @@ from fastapi.openapi.docs import get_redoc_html, get_swagger_ui_html
 from fastapi.params import Depends
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.staticfiles import StaticFiles
+from starlette.types import Receive, Scope, Send
 
 ASSETS = "/docs/assets"
 FRESH = {"Cache-Control": "no-cache"}  # the next reload of the app may change them
+
+
+class _WholeFiles(StaticFiles):
+    """Files without ranges, which a server may ignore: Starlette's errors about them are no problem documents."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = [(name, value) for name, value in scope["headers"] if name != b"range"]
+        await super().__call__({**scope, "headers": headers}, receive, send)
 
 
 def add_docs(app: FastAPI, guard: Sequence[Depends] = ()) -> None:
@@ -50,4 +59,4 @@ def add_docs(app: FastAPI, guard: Sequence[Depends] = ()) -> None:
 
     app.include_router(router)
     static = Path(fastapi_standalone_docs.__path__[0]) / "static"
-    app.mount(ASSETS, StaticFiles(directory=static), name="docs-assets")
+    app.mount(ASSETS, _WholeFiles(directory=static), name="docs-assets")

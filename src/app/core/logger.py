@@ -2,6 +2,7 @@
 
 import logging
 import logging.config
+import re
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,9 @@ def configure_logging(environment: EnvironmentOption = EnvironmentOption.PRODUCT
         structlog.stdlib.ExtraAdder(),
         _without_colours,
         structlog.processors.TimeStamper(fmt="%H:%M:%S" if local else "iso", utc=not local),
+        # Tracebacks as text: the structured form lists local variables, and those hold secrets.
+        structlog.processors.format_exc_info,
+        _without_row_values,
     ]
     handlers: dict[str, dict[str, Any]] = {
         "console": {"class": "logging.StreamHandler", "stream": "ext://sys.stdout", "formatter": "lines"}
@@ -81,10 +85,17 @@ def _without_colours(_: Any, __: str, event: dict[str, Any]) -> dict[str, Any]:
     return event
 
 
+# PostgreSQL's "DETAIL:  Failing row contains (...)": e-mail addresses, hashes. Ends where SQLAlchemy or Python goes on.
+_DETAIL = re.compile(r"\nDETAIL:.*?(?=\n\[SQL|\n\n(?:The above|During)|\Z)", re.DOTALL)
+
+
+def _without_row_values(_: Any, __: str, event: dict[str, Any]) -> dict[str, Any]:
+    return {name: _DETAIL.sub("", text) if isinstance(text, str) else text for name, text in event.items()}
+
+
 def _rendering(local: bool) -> list[Any]:
     without_meta = structlog.stdlib.ProcessorFormatter.remove_processors_meta
     if local:
         plain = structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback)
         return [without_meta, plain]
-    # Tracebacks as text: the structured form lists local variables, and those hold secrets.
-    return [without_meta, structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
+    return [without_meta, structlog.processors.JSONRenderer()]

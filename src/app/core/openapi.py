@@ -10,6 +10,9 @@ from app.core.exceptions.problem_response import MEDIA_TYPE
 from app.core.schemas import ProblemDetails
 from app.core.utils.rate_limit import route_templates
 
+# `openapi_extra=` of a route that also answers those who are not signed in.
+SIGN_IN_OPTIONAL: dict[str, Any] = {"security": [{}]}
+
 _PROBLEM = {"content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/ProblemDetails"}}}}
 # Whatever a route does, these can be the answer: a broken or oversized request, or a service that is away.
 _ALWAYS = {
@@ -42,7 +45,8 @@ def add_openapi(app: FastAPI) -> None:
                 schemas.pop(unused, None)
             for operation in _operations(document):
                 for status, description in _ALWAYS.items():
-                    operation["responses"][status] = {"description": description, **_PROBLEM}
+                    if MEDIA_TYPE not in operation["responses"].get(status, {}).get("content", {}):
+                        operation["responses"][status] = {"description": description, **_PROBLEM}
             _name_the_paths(schemas, [*route_templates(app), "*"])
         return app.openapi_schema or {}
 

@@ -9,7 +9,14 @@ from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, GetJson
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, core_schema
 
-_NOT_VISIBLE = r"[\x00-\x1f\x7f-\x9f]|^\s*$"  # a control character, or nothing but white space
+# What would break a line or turn the text around it: controls, line separators, overrides of the writing direction.
+_CONTROL = "\\x00-\\x1f\\x7f-\\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069"
+# What shows nothing: Unicode's Default_Ignorable_Code_Point, beside white space. Within text some of it has its use.
+_INVISIBLE = (
+    "\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u2060-\u206f\u3164"
+    "\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufff8\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff"
+)
+_NOT_VISIBLE = rf"[{_CONTROL}]|^[\s{_INVISIBLE}]*$"
 _NOT_A_SEGMENT = r"/|^\s*\.{1,2}\s*$"
 
 MAX_ID = 2**31 - 1

@@ -27,15 +27,16 @@ from app.core.config import (
     RedisRateLimiterSettings,
     SettingsGroup,
 )
-from app.core.db.database import close_database, open_database
+from app.core.db.database import close_database, create_engine, open_database
 from app.core.db.schema_version import check_schema
 from app.core.docs import add_docs
 from app.core.exceptions.http_exceptions import ServiceUnavailable
-from app.core.exceptions.problem_response import add_problem_handlers, problem_response, request_id_of
+from app.core.exceptions.problem_response import add_problem_handlers, answer_to
 from app.core.openapi import add_openapi
 from app.core.utils import cache, queue, rate_limit
 from app.middleware.body_limit_middleware import BodyLimitMiddleware
 from app.middleware.client_cache_middleware import ClientCacheMiddleware
+from app.middleware.head_middleware import HeadMiddleware
 from app.middleware.request_context_middleware import RequestContextMiddleware
 
 REDIS_TIMEOUT = 2.0  # seconds, to connect and to answer
@@ -78,6 +79,7 @@ def create_application(
         openapi_url=None,
         docs_url=None,
         redoc_url=None,
+        redirect_slashes=False,  # A redirect would be built from the Host header, which is the caller's.
     )
     app.state.settings = settings
     app.state.dependencies = []
@@ -114,6 +116,7 @@ def _add_docs_where_allowed(app: FastAPI, settings: SettingsGroup, guard: Sequen
 
 def _add_middleware(app: FastAPI, settings: SettingsGroup) -> None:
     """The last one added is the outermost: it sees the answers of all others."""
+    app.add_middleware(HeadMiddleware)
     if isinstance(settings, AppSettings):
         app.add_middleware(BodyLimitMiddleware, max_bytes=settings.MAX_BODY_BYTES)
     app.add_middleware(RequestContextMiddleware)
@@ -126,10 +129,12 @@ async def _lifespan(app: FastAPI, settings: SettingsGroup, inner: Any) -> AsyncI
     async with AsyncExitStack() as stack:
         found: list[Dependency] = []
         if isinstance(settings, PostgresSettings):
-            engine = open_database(settings)
-            stack.push_async_callback(close_database, engine)
-            found.append(Dependency("postgres", partial(_select_1, engine), required=True))
-            found.append(Dependency("schema", partial(check_schema, engine), required=True))
+            stack.push_async_callback(close_database, open_database(settings))
+            # Not from the pool: when requests wait for its connections, the server is busy, and not unready.
+            probe = create_engine(settings, pool_size=2)
+            stack.push_async_callback(probe.dispose)
+            found.append(Dependency("postgres", partial(_select_1, probe), required=True))
+            found.append(Dependency("schema", partial(check_schema, probe), required=True))
         if isinstance(settings, RedisCacheSettings):
             cache.client = await stack.enter_async_context(_redis_client(settings.redis_cache_url))
             stack.callback(setattr, cache, "client", None)
@@ -158,6 +163,5 @@ async def _select_1(engine: AsyncEngine) -> None:
 
 def _on_redis_outage(request: Request, error: Exception) -> Response:
     outage = ServiceUnavailable()
-    return problem_response(
-        request_id_of(request), 503, kind=outage.problem_type(), detail=outage.detail, headers=outage.headers
-    )
+    outage.__cause__ = error
+    return answer_to(request, outage)

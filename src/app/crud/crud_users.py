@@ -4,6 +4,7 @@ from typing import ClassVar
 from uuid import UUID
 
 from sqlalchemy import ColumnElement, func
+from sqlalchemy.orm.attributes import flag_modified
 from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
@@ -36,6 +37,7 @@ class CRUDUser(CRUDBase[User]):
         "uq_user_username": UsernameTaken,
         "uq_user_email": EmailTaken,
         "fk_user_tier_id_tier": TierNotFound,
+        "ck_user_deleted_has_no_tier": UserNotFound,  # who was deleted since they were read
     }
 
     async def register(
@@ -71,6 +73,7 @@ class CRUDUser(CRUDBase[User]):
         """Deletes a user but keeps the row, so that name and address stay taken. Leaves their tier free to go."""
         user.is_deleted = True
         user.tier_id = None
+        flag_modified(user, "tier_id")  # Written even if it was None: somebody may have set it since.
         user.deleted_at = utc_now()
         await self._flush(db)
 

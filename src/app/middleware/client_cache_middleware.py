@@ -5,7 +5,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 
 class ClientCacheMiddleware:
-    """Anonymous 200 answers to GET may be kept for `max_age` seconds; nothing else may be kept at all.
+    """Anonymous 200 answers to GET and HEAD may be kept for `max_age` seconds; nothing else may be kept at all.
 
     A route that sets its own `Cache-Control` is left alone.
     """
@@ -19,7 +19,7 @@ class ClientCacheMiddleware:
             await self.app(scope, receive, send)
             return
         asked = Headers(scope=scope)
-        anonymous_get = scope["method"] == "GET" and not ("authorization" in asked or "cookie" in asked)
+        anonymous_get = scope["method"] in {"GET", "HEAD"} and not ("authorization" in asked or "cookie" in asked)
 
         async def send_with_policy(message: Message) -> None:
             if message["type"] == "http.response.start":

@@ -6,7 +6,7 @@ from uuid import UUID
 
 from pydantic import AfterValidator, EmailStr, SecretStr, StringConstraints
 from pydantic import Field as PydanticField
-from sqlalchemy import Index, text
+from sqlalchemy import CheckConstraint, Index, text
 from sqlmodel import Field
 
 from app.core.db.models import SoftDeleteMixin, TimestampMixin, UUIDMixin
@@ -36,7 +36,10 @@ ImageUrl = Annotated[str, StringConstraints(max_length=500, pattern=r"^https?://
 class User(UUIDMixin, TimestampMixin, SoftDeleteMixin, table=True):
     """The table. A soft-deleted user keeps their name and address, so nobody can take them over."""
 
-    __table_args__ = (Index("uq_user_email", text("lower(email)"), unique=True),)
+    __table_args__ = (
+        Index("uq_user_email", text("lower(email)"), unique=True),
+        CheckConstraint("NOT is_deleted OR tier_id IS NULL", name="deleted_has_no_tier"),
+    )
 
     id: int = Field(default=None, primary_key=True)
     name: str = Field(max_length=30)

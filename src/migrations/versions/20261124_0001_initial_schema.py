@@ -44,8 +44,8 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", name="pk_rate_limit"),
         sa.ForeignKeyConstraint(["tier_id"], ["tier.id"], name="fk_rate_limit_tier_id_tier", ondelete="CASCADE"),
         sa.UniqueConstraint("tier_id", "path", name="uq_rate_limit_tier_id_path"),
-        sa.CheckConstraint('"limit" > 0', name="ck_rate_limit_limit_positive"),
-        sa.CheckConstraint("period > 0", name="ck_rate_limit_period_positive"),
+        sa.CheckConstraint('"limit" > 0', name=op.f("ck_rate_limit_limit_positive")),
+        sa.CheckConstraint("period > 0", name=op.f("ck_rate_limit_period_positive")),
     )
     op.create_table(
         "user",
@@ -65,6 +65,7 @@ def upgrade() -> None:
         sa.UniqueConstraint("uuid", name="uq_user_uuid"),
         sa.UniqueConstraint("username", name="uq_user_username"),
         sa.ForeignKeyConstraint(["tier_id"], ["tier.id"], name="fk_user_tier_id_tier", ondelete="RESTRICT"),
+        sa.CheckConstraint("NOT is_deleted OR tier_id IS NULL", name=op.f("ck_user_deleted_has_no_tier")),
     )
     op.create_index("uq_user_email", "user", [sa.text("lower(email)")], unique=True)
     op.create_index("ix_user_tier_id", "user", ["tier_id"])

@@ -6,9 +6,12 @@ from contextlib import asynccontextmanager
 
 import httpx2
 import pytest
+from sqlmodel import select
+from structlog.testing import capture_logs
 
 from app.api import build_router
 from app.core.config import Settings, get_settings
+from app.core.db.database import async_get_db
 from app.core.setup import create_application
 from scripts.embedded import Valkey, free_port
 from tests.conftest import client_of, connect, opened_session
@@ -75,7 +78,7 @@ async def test_without_valkey_it_is_degraded_and_still_of_use(
         refused = await client.post("tasks/task", params={"message": "hello"})
         assert refused.status_code == 503
         assert refused.headers["Retry-After"]
-        assert refused.json()["type"] == "urn:problem-type:service-unavailable"
+        assert refused.json()["type"] == "urn:problem-type:queue-unavailable"
 
 
 async def test_a_hanging_dependency_counts_as_down(database: str, valkey: Valkey) -> None:
@@ -89,6 +92,25 @@ async def test_a_hanging_dependency_counts_as_down(database: str, valkey: Valkey
             answer = await client.get("ready")
             assert answer.status_code == 503
             assert answer.json()["dependencies"]["postgres"] == "down"
+
+
+async def test_a_busy_pool_is_no_reason_to_be_taken_out(database: str, valkey: Valkey) -> None:
+    small = Settings(POSTGRES_POOL_SIZE=1)
+    async with running(small) as client, asynccontextmanager(async_get_db)() as db:
+        await db.exec(select(1))  # Holds the only connection.
+        assert (await client.get("ready")).json()["status"] == "ready"
+
+
+async def test_the_log_says_why_a_dependency_is_down(
+    database: str, valkey: Valkey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(Settings(POSTGRES_PASSWORD="wrong")) as client:
+        with capture_logs() as lines:
+            assert (await client.get("ready")).status_code == 503
+            assert (await client.get("tiers")).status_code == 503
+    causes = [str(line.get("error") or line.get("cause")) for line in lines if line["event"] != "request"]
+    assert len(causes) == 4  # Two checks, the answer of /ready, and that of /tiers.
+    assert sum("password authentication failed" in cause for cause in causes) == 3, causes
 
 
 async def test_an_unmigrated_database_is_behind(empty_database: str, valkey: Valkey) -> None:
@@ -130,6 +152,9 @@ async def test_a_hanging_queue_holds_no_database_connection(
             await asyncio.sleep(0.5)
             assert (await client.get("tiers")).status_code == 200
             answers = await asyncio.gather(*waiting)
-            # Whichever gives up first: our own limit, or the client's on connecting, which is as long.
-            assert {answer.status_code for answer in answers} == {503}
-            assert "urn:problem-type:queue-unavailable" in {answer.json()["type"] for answer in answers}
+            assert {answer.json()["type"] for answer in answers} == {"urn:problem-type:queue-unavailable"}
+
+            read = asyncio.create_task(client.get(f"tasks/task/{'0' * 32}", headers=headers))
+            await asyncio.sleep(0.5)
+            assert (await client.get("tiers")).status_code == 200
+            assert (await read).status_code == 503

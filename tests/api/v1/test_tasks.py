@@ -7,6 +7,7 @@ from typing import Any
 import httpx2
 import pytest
 from arq.worker import Worker, func
+from redis import Redis
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from app.api import build_router
@@ -67,6 +68,46 @@ async def test_a_task_is_queued_then_done(client: httpx2.AsyncClient) -> None:
     assert (done["status"], done["success"], done["attempt"]) == ("complete", True, 1)
     assert done["result"] == "hello while in_progress"
     assert done["enqueued_at"] <= done["started_at"] <= done["finished_at"]
+
+
+async def test_a_task_that_ends_while_it_is_looked_at_has_its_result(
+    client: httpx2.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def greet(_: dict[Any, Any], message: str) -> str:
+        return message
+
+    task_id = await enqueue(client)
+    for step in ("status", "info"):
+        original = getattr(queue.ArqJob, step)
+
+        async def ends_first(job: queue.ArqJob, original: Any = original) -> Any:
+            answer = await original(job)
+            await do_all_jobs(greet)
+            return answer
+
+        monkeypatch.setattr(queue.ArqJob, step, ends_first)
+        seen = (await client.get(f"tasks/task/{task_id}")).json()
+        assert (seen["status"] == "complete") is (seen["result"] == "hello") is (seen["success"] is True), step
+        monkeypatch.setattr(queue.ArqJob, step, original)
+
+
+async def test_a_tasks_state_is_never_kept(client: httpx2.AsyncClient) -> None:
+    assert (await client.get(f"tasks/task/{await enqueue(client)}")).headers["Cache-Control"] == "no-store"
+
+
+@pytest.mark.parametrize("fault", [("CONFIG", "SET", "maxmemory", "1mb"), ("REPLICAOF", "127.0.0.1", "1")])
+async def test_a_queue_that_takes_nothing_is_503(
+    client: httpx2.AsyncClient, settings: Settings, fault: tuple[str, ...]
+) -> None:
+    with Redis(host=settings.REDIS_QUEUE_HOST, port=settings.REDIS_QUEUE_PORT) as valkey:
+        valkey.execute_command(*fault)
+        try:
+            refused = await client.post("tasks/task", params={"message": "x"})
+        finally:
+            valkey.replicaof("NO", "ONE")
+            valkey.config_set("maxmemory", 0)
+    assert refused.status_code == 503
+    assert refused.json()["type"] == "urn:problem-type:queue-unavailable"
 
 
 async def test_a_failed_task_says_why(client: httpx2.AsyncClient) -> None:

@@ -11,8 +11,9 @@ from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from app.core.config import Settings
-from app.crud.crud_users import crud_users
-from app.models.user import User
+from app.crud.crud_users import UserNotFound, crud_users
+from app.models.user import User, UserTierUpdate
+from tests.conftest import second_session
 from tests.helper import (
     PASSWORD,
     all_rows,
@@ -105,6 +106,16 @@ async def test_names_and_addresses_are_trimmed_and_in_nfc(client: httpx2.AsyncCl
     assert profile["email"] == "zo\u00eb@example.com"
     composed = sign_up_form(username="zoe2", email="ZO\u00cb@example.com")
     assert (await client.post("user", json=composed)).status_code == 409
+
+
+async def test_a_name_has_to_be_seen_and_not_to_turn_the_text_around_it(
+    client: httpx2.AsyncClient, db: AsyncSession
+) -> None:
+    for name in ("\u200b", "\ufeff\u3164", " \u2060 ", "\U000e0001", "a\u202eb", "a\u2028b", "a\u2066b"):
+        assert (await client.post("user", json=sign_up_form(name=name))).status_code == 422, ascii(name)
+    assert await count_users(db) == 0
+    family = "\U0001f468\u200d\U0001f469\u200d\U0001f467"  # Joined by characters that alone would show nothing.
+    assert (await client.post("user", json=sign_up_form(name=family))).json()["name"] == family
 
 
 async def test_bad_user_names_are_refused(client: httpx2.AsyncClient, db: AsyncSession) -> None:
@@ -432,6 +443,33 @@ async def test_the_default_applies_where_no_rule_does(
 
     await create_rate_limit(db, tier, name="rest", path="*", limit=7, period=2)
     assert await limits_of(member) == [{"name": "rest", "path": "*", "limit": 7, "period": 2}, listing]
+
+
+async def test_a_tier_that_is_given_during_the_deletion_is_let_go(
+    client: httpx2.AsyncClient, db: AsyncSession, settings: Settings
+) -> None:
+    """Nobody could take it from a deleted user, and the tier could never be deleted."""
+    for deleted_first in (True, False):
+        user, tier = await create_user(db), await create_tier(db, f"tier {deleted_first}")
+        async with second_session() as other:
+            theirs = await other.get_one(User, user.id)
+
+            async def delete(theirs: User = theirs, other: AsyncSession = other) -> None:
+                await crud_users.soft_delete(other, theirs)
+                await other.commit()
+
+            if deleted_first:
+                await delete()
+                with pytest.raises(UserNotFound):
+                    await crud_users.update(db, user, UserTierUpdate(tier_id=tier.id))
+                await db.rollback()
+            else:
+                await crud_users.update(db, user, UserTierUpdate(tier_id=tier.id))
+                await db.commit()
+                await delete()
+        admin = await create_superuser(db)
+        deleted = await client.delete(f"tier/tier {deleted_first}", headers=signed_in(admin, settings))
+        assert deleted.status_code == 200
 
 
 async def test_two_simultaneous_renames_to_one_name_give_it_to_one(

@@ -20,7 +20,7 @@ from app.core.db.models import utc_now
 from app.core.exceptions.http_exceptions import Conflict
 from app.core.setup import create_application
 from app.models.tier import Tier
-from tests.conftest import client_of, opened_session
+from tests.conftest import client_of, connect, opened_session
 
 pytestmark = pytest.mark.anyio
 
@@ -122,6 +122,45 @@ async def test_a_deadlock_is_an_outage_of_one_of_the_two(settings: Settings) -> 
     outcomes = await asyncio.gather(rename("a", "b", barrier), rename("b", "a", barrier), return_exceptions=True)
     await close_database(engine)
     assert sorted(type(outcome).__name__ for outcome in outcomes) == ["DatabaseUnavailable", "NoneType"]
+
+
+@pytest.mark.parametrize("sqlstate", ["08006", "40001", "40P01", "53300", "57014", "57P01", "55P03"])
+async def test_what_says_not_now_is_an_outage(settings: Settings, sqlstate: str) -> None:
+    with pytest.raises(DatabaseUnavailable):
+        async with opened_session(settings) as db:
+            await db.exec(text(f"DO $$ BEGIN RAISE SQLSTATE '{sqlstate}'; END $$"))  # type: ignore[call-overload]
+
+
+async def test_a_connection_that_was_closed_while_idle_fails_no_request(settings: Settings) -> None:
+    async with opened_session(settings) as db:
+        await db.exec(select(1))
+        await db.commit()
+        await _end_idle_connections(settings)
+        assert (await db.exec(select(1))).one() == 1
+
+
+async def _end_idle_connections(settings: Settings) -> None:
+    connection = await connect(settings.POSTGRES_DB)
+    await connection.execute(
+        "SELECT pg_terminate_backend(pid, 2000) FROM pg_stat_activity "
+        "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+    )
+    await connection.close()
+    await asyncio.sleep(0.05)  # The end has to arrive.
+
+
+async def test_a_table_that_was_altered_meanwhile_is_asked_anew(settings: Settings) -> None:
+    """As during a rollout: the new release has migrated, and this one still runs with its prepared statements."""
+    async with opened_session(settings) as db:
+        await db.exec(select(Tier))
+        await db.commit()
+        connection = await connect(settings.POSTGRES_DB)
+        await connection.execute("ALTER TABLE tier ALTER name TYPE varchar(60)")
+        await connection.close()
+        with pytest.raises(DatabaseUnavailable):
+            await db.exec(select(Tier))
+        await db.rollback()
+        assert (await db.exec(select(Tier))).all() == []
 
 
 async def test_errors_do_not_show_the_values(settings: Settings) -> None:

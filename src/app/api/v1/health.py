@@ -59,6 +59,6 @@ async def _state_of(dependency: Dependency) -> State:
     except SchemaBehind:
         return "behind"
     except Exception as error:  # whatever it is, the dependency is not well
-        log.warning("dependency down", check=dependency.name, error=repr(error))
+        log.warning("dependency down", check=dependency.name, error=repr(error.__cause__ or error))
         return "down"
     return "up"

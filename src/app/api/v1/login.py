@@ -42,9 +42,7 @@ async def login(
 
 
 @router.post("/refresh", responses=problems(InvalidToken))
-async def refresh(
-    response: Response, db: SessionDep, settings: SettingsDep, cookie: RefreshCookie = None
-) -> AccessTokenRead:
+async def refresh(response: Response, db: SessionDep, settings: SettingsDep, cookie: RefreshCookie) -> AccessTokenRead:
     """Exchange the refresh token in the cookie for an access token and the next refresh token."""
     token = decode_token(cookie or "", TokenKind.REFRESH, settings)
     user = await crud_users.get_by_token(db, token.user_uuid, token.jti, token.session_id)

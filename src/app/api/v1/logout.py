@@ -19,7 +19,7 @@ async def logout(
     bearer: BearerToken,
     db: SessionDep,
     settings: SettingsDep,
-    cookie: RefreshCookie = None,
+    cookie: RefreshCookie,
 ) -> Message:
     """End the login that the access token, the cookie or both belong to. An expired access token will do."""
     session_ids = verified_session_ids(settings, access=bearer, refresh=cookie)

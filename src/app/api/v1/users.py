@@ -16,7 +16,7 @@ from app.api.dependencies import (
     UserToErase,
 )
 from app.core.exceptions.http_exceptions import Forbidden, Unauthorized
-from app.core.openapi import problems
+from app.core.openapi import SIGN_IN_OPTIONAL, problems
 from app.core.schemas import Message, Page
 from app.core.security import HashingBusy, InvalidToken, hash_password
 from app.crud.crud_rate_limit import crud_rate_limits
@@ -54,7 +54,7 @@ async def read_me(user: CurrentUser) -> User:
     return user
 
 
-@router.get("/users", responses=problems(InvalidToken))
+@router.get("/users", openapi_extra=SIGN_IN_OPTIONAL, responses=problems(InvalidToken))
 async def read_users(viewer: OptionalUser, paging: PagingDep, db: SessionDep) -> Page[UserRead | UserPublic]:
     """List users. Superusers see all of each, others the public part."""
     page = await crud_users.page_of_users(db, paging)
@@ -63,7 +63,7 @@ async def read_users(viewer: OptionalUser, paging: PagingDep, db: SessionDep) ->
     return paging.page_of([shape.model_validate(user) for user in page.data], page.total_count)
 
 
-@router.get("/user/{username}", responses=problems(InvalidToken, UserNotFound))
+@router.get("/user/{username}", openapi_extra=SIGN_IN_OPTIONAL, responses=problems(InvalidToken, UserNotFound))
 async def read_user(viewer: OptionalUser, user: UserDep) -> UserRead | UserPublic:
     """Read a profile: all of it for the user and superusers, the public part for others."""
     return profile_for(viewer, user)

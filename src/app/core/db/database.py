@@ -5,7 +5,7 @@ from typing import Any
 
 import asyncpg
 from sqlalchemy import ExceptionContext, event
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import DisconnectionError, IntegrityError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker, create_async_engine
 from sqlmodel.ext.asyncio.session import AsyncSession
@@ -16,6 +16,9 @@ from app.core.exceptions.http_exceptions import ServiceUnavailable
 CONNECT_TIMEOUT = 3.0  # seconds
 COMMAND_TIMEOUT = 5.0  # seconds, for one statement: nobody who asked over HTTP waits longer
 POOL_TIMEOUT = 5.0  # seconds a request waits for a free connection
+
+# What a statement gets whose table was altered since it was prepared. The next one is prepared anew.
+_OUTDATED = "InvalidCachedStatementError"
 
 # SQLSTATE classes that say "not now" rather than "not like this": connection, transaction rollback (deadlock),
 # insufficient resources, operator intervention (shutdown, statement cancelled), lock not available.
@@ -31,9 +34,16 @@ class DatabaseUnavailable(ServiceUnavailable):
 def open_database(settings: PostgresSettings) -> AsyncEngine:
     """Makes the engine that `async_get_db` uses from now on. Connects only when first asked to."""
     global _sessions
+    engine = create_engine(settings, pool_size=settings.POSTGRES_POOL_SIZE)
+    _sessions = async_sessionmaker(engine, class_=AsyncSession, expire_on_commit=False)
+    return engine
+
+
+def create_engine(settings: PostgresSettings, pool_size: int) -> AsyncEngine:
+    """An engine of so many connections, whose outages are `DatabaseUnavailable`."""
     engine = create_async_engine(
         settings.postgres_url,
-        pool_size=settings.POSTGRES_POOL_SIZE,
+        pool_size=pool_size,
         max_overflow=0,
         pool_timeout=POOL_TIMEOUT,
         pool_recycle=1800,
@@ -46,7 +56,7 @@ def open_database(settings: PostgresSettings) -> AsyncEngine:
         },
     )
     event.listen(engine.sync_engine, "handle_error", _raise_if_unavailable)
-    _sessions = async_sessionmaker(engine, class_=AsyncSession, expire_on_commit=False)
+    event.listen(engine.sync_engine, "checkout", _replace_if_closed)
     return engine
 
 
@@ -84,8 +94,15 @@ def violated_constraint(error: IntegrityError) -> str | None:
 def _raise_if_unavailable(context: ExceptionContext) -> None:
     error = context.original_exception
     state = getattr(error, "sqlstate", None) or ""
-    if context.is_disconnect or isinstance(error, TimeoutError) or state.startswith(_TRANSIENT):
+    transient = state.startswith(_TRANSIENT) or type(error).__name__ == _OUTDATED
+    if context.is_disconnect or isinstance(error, TimeoutError) or transient:
         raise DatabaseUnavailable from error
+
+
+def _replace_if_closed(connection: Any, *_: object) -> None:
+    # The server has closed it while it was idle. asyncpg knows, so asking costs nothing.
+    if connection.driver_connection.is_closed():
+        raise DisconnectionError
 
 
 async def _connect(*args: Any, **kwargs: Any) -> asyncpg.Connection:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
 
+import structlog
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import iter_route_contexts
@@ -17,6 +18,8 @@ from starlette.routing import Route
 from app.core.exceptions.http_exceptions import Problem
 
 MEDIA_TYPE = "application/problem+json"
+log = structlog.stdlib.get_logger("slipway.problem")
+
 MOST_FAULTS = 20
 LONGEST_NAME = 100
 
@@ -63,7 +66,14 @@ def problem_response(
 
 def _on_http_exception(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)  # noqa: S101 -- registered for nothing else
+    return answer_to(request, error)
+
+
+def answer_to(request: Request, error: HTTPException) -> Response:
+    """The problem document for an error; one that is our own fault is logged with its cause."""
     problem = error if isinstance(error, Problem) else None
+    if error.status_code >= 500:  # The caller is told to come back; what is wrong is for the log.
+        log.warning("refused", problem=type(error).__name__, cause=repr(error.__cause__))
     headers = dict(error.headers or {})
     if error.status_code == 405:
         headers["Allow"] = ", ".join(allowed_methods(request)) or headers.get("Allow", "GET, HEAD")
@@ -102,7 +112,8 @@ def allowed_methods(request: Request) -> list[str]:
     """What the requested path answers to (RFC 9110, section 10.2.1). The router names its first match's only."""
     path = get_route_path(request.scope)
     routes = (route for route in iter_route_contexts(request.app.routes) if isinstance(route.original_route, Route))
-    return sorted({method for route in routes if route.path_regex.match(path) for method in route.methods or ()})
+    methods = {method for route in routes if route.path_regex.match(path) for method in route.methods or ()}
+    return sorted(methods | {"HEAD"} if "GET" in methods else methods)
 
 
 def request_id_of(request: Request) -> str:

@@ -16,14 +16,14 @@ from redis.asyncio.connection import parse_url
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from app.core.config import RedisQueueSettings
 from app.core.exceptions.http_exceptions import ServiceUnavailable
 
 CONNECT_TIMEOUT = 2.0  # seconds
-SOCKET_TIMEOUT = 5.0  # seconds
-ANSWER_TIMEOUT = 2.0  # seconds for all that one request asks of the queue
+ANSWER_TIMEOUT = 2.0  # seconds, for one answer, and for all that one request asks of the queue
 OUTAGES = [RedisConnectionError, RedisTimeoutError, OSError]
 
 # Set while an app with `RedisQueueSettings` runs: `await queue.pool.enqueue_job("name_of_function", argument)`.
@@ -71,14 +71,14 @@ class ArqJob(Job):
 
 @asynccontextmanager
 async def bounded() -> AsyncIterator[None]:
-    """Gives up on a queue that hangs. Raises: QueueUnavailable.
+    """Gives up on a queue that is away, hangs or takes nothing (out of memory, read-only). Raises: QueueUnavailable.
 
     The client's own time limits do not do: it connects under a lock, where those who wait have none.
     """
     try:
         async with asyncio.timeout(ANSWER_TIMEOUT):
             yield
-    except TimeoutError as error:
+    except (TimeoutError, RedisError) as error:
         raise QueueUnavailable from error
 
 
@@ -100,13 +100,14 @@ class JobInfo:
 async def find_job(job_id: str) -> JobInfo | None:
     """The job with this id, as long as it waits, runs or has its result kept."""
     job = ArqJob(job_id, pool)
+    status = await job.status()  # First: a job that ends in between then has its result all the same.
     try:
         known = await job.info()
     except DeserializationError:
         return None
-    if known is None:
+    if known is None or status is JobStatus.not_found:
         return None
-    described = JobInfo(job_id, known.function, (await job.status()).value, known.enqueue_time, known.job_try)
+    described = JobInfo(job_id, known.function, status.value, known.enqueue_time, known.job_try)
     if not isinstance(known, JobResult):
         return described
     return replace(
@@ -124,7 +125,7 @@ async def open_queue(settings: RedisQueueSettings) -> ArqRedis:
     global pool
     pool = ArqRedis(
         ConnectionPool.from_url(
-            settings.redis_queue_url, socket_connect_timeout=CONNECT_TIMEOUT, socket_timeout=SOCKET_TIMEOUT
+            settings.redis_queue_url, socket_connect_timeout=CONNECT_TIMEOUT, socket_timeout=ANSWER_TIMEOUT
         ),
         job_serializer=dumps,
         job_deserializer=loads,
