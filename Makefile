@@ -12,17 +12,11 @@ unexport PYTHONDONTWRITEBYTECODE
 help: ## Show this list.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "make %-10s %s\n", $$1, $$2 }'
 
-install: .venv/.installed ## Install the locked dependencies into .venv (the other targets do it for you).
-
-.venv/.installed: requirements-dev.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"Slipway needs Python 3.11 or newer, {sys.executable} is {sys.version.split()[0]}: try make PYTHON=python3.12")'
-	@test -x $(PY) || $(PYTHON) -m venv .venv
-	@echo "Installing the locked dependencies into .venv ..."
-	@$(PY) -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r requirements-dev.txt
-	@touch $@
+install: ## Install the locked dependencies into .venv (the other targets do it for you).
+	@$(PYTHON) -I src/scripts/install.py
 
 run: install ## Start PostgreSQL, Valkey, the API (PORT=8000) and the worker; Ctrl-C stops all.
-	@exec $(PY) -m src.scripts.dev run --port $(PORT)
+	@exec $(PY) -m src.scripts.dev run --port "$$PORT"
 
 services: install ## Start only PostgreSQL and Valkey; Ctrl-C stops them.
 	@exec $(PY) -m src.scripts.dev services

@@ -4,6 +4,7 @@ import asyncio
 import os
 
 from alembic import context
+from alembic.util import CommandError
 from sqlalchemy import Connection, NullPool, text
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlmodel import SQLModel
@@ -11,6 +12,7 @@ from sqlmodel import SQLModel
 import app.models  # noqa: F401  (fills the metadata)
 from app.core.config import get_settings
 
+CONNECT_TIMEOUT = 5.0  # seconds
 LOCK_KEY = 7_541_609_920  # any number of our own
 WAIT_FOR_OTHERS = "10min"
 # Then the migration fails rather than hold up every query behind its own wait.
@@ -33,9 +35,13 @@ def migrate(connection: Connection) -> None:
 
 
 async def migrate_online() -> None:
-    engine = create_async_engine(get_settings().postgres_url, poolclass=NullPool)
-    async with engine.connect() as connection:
-        await connection.run_sync(migrate)
+    connect_args = {"timeout": CONNECT_TIMEOUT}
+    engine = create_async_engine(get_settings().postgres_url, poolclass=NullPool, connect_args=connect_args)
+    try:
+        async with engine.connect() as connection:
+            await connection.run_sync(migrate)
+    except TimeoutError:
+        raise CommandError(f"PostgreSQL does not answer within {CONNECT_TIMEOUT:.0f} seconds.") from None
 
 
 def migrate_offline() -> None:

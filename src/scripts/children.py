@@ -1,39 +1,38 @@
-"""Child processes in groups of their own, with one log, none of which outlives this process."""
+"""Child processes in groups of their own, started again when they end, none of which outlives this process."""
 
+import contextlib
+import math
 import os
-import queue
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Self
 
 from . import reaper
-from .reaper import signal_group
+from .merged_log import MergedLog, say
+from .reaper import GRACE_SECONDS, signal_group
 from .unprivileged import ServiceError
 
-GRACE_SECONDS = 10.0
-_COLOURS = {"api": 36, "worker": 35, "db": 33}
-_WIDTH = max(map(len, _COLOURS))
+STEADY_SECONDS = 5.0  # A child that ends sooner than this would only end again.
 
 
 class Children:
-    """Starts children, merges their output, and stops them all at the end.
+    """Starts children, watches them, and stops them all at the end.
 
     If this process is killed, its reaper does the stopping. The reaper inherits `keep`, open files whose locks
     last until that is done.
     """
 
-    def __init__(self, folder: Path, keep: Sequence[int] = ()) -> None:
-        """`folder` is where the children work."""
+    def __init__(self, folder: Path, log: MergedLog, keep: Sequence[int] = ()) -> None:
+        """`folder` is where the children work; what they say goes to `log`."""
         self._folder = folder
+        self._log = log
         self._keep = keep
-        self._running: dict[str, subprocess.Popen[bytes]] = {}
-        self._lines: queue.Queue[tuple[str, str]] = queue.Queue(maxsize=10_000)
-        self._done = threading.Event()
+        self._running: dict[str, _Child] = {}
+        self._waiting: dict[str, tuple[str, ...]] = {}
 
     def __enter__(self) -> Self:
         self._reaper = subprocess.Popen(
@@ -45,6 +44,7 @@ class Children:
             pass_fds=self._keep,
             start_new_session=True,
         )
+        self._register = _pipe(self._reaper.stdin).fileno()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -52,99 +52,109 @@ class Children:
             self._stop()
         except BaseException:  # The second Ctrl-C.
             for child in self._running.values():
-                signal_group(child.pid, signal.SIGKILL)
+                child.signal(signal.SIGKILL)
             raise
         finally:
-            self._done.set()
             self._reaper.communicate()  # The end of its input: it stops what might be left, and ends.
 
     def start(self, name: str, *command: str) -> None:
-        """Start a child in a new group; the first thing it does is to tell the reaper."""
-        pipe = _pipe(self._reaper.stdin).fileno()
-
-        def register() -> None:
-            os.write(pipe, f"{os.getpid()}\n".encode())
-
-        child = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            cwd=self._folder,
-            env=os.environ | {"PYTHONUNBUFFERED": "1"},
-            process_group=0,
-            preexec_fn=register,
-        )
+        """Start a child in a new group."""
+        child = _Child(command, self._folder, self._register)
         self._running[name] = child
-        threading.Thread(target=self._read, args=(name, _pipe(child.stdout)), daemon=True).start()
+        self._log.read(name, _pipe(child.process.stdout))
 
-    def follow(self, name: str, file: Path) -> None:
-        """Merge the lines that are written to this file from now on."""
-        stream = file.open("rb")
-        stream.seek(0, os.SEEK_END)
-        threading.Thread(target=self._tail, args=(name, stream), daemon=True).start()
+    def restart(self) -> None:
+        """Tell each child to end, upon which `check` starts it again; those that wait for this start at once."""
+        for child in self._running.values():
+            child.end()
+        while self._waiting:
+            name, command = self._waiting.popitem()
+            self.start(name, *command)
 
-    def print_lines(self, seconds: float) -> None:
-        """Print what the children say for so long."""
-        deadline = time.monotonic() + seconds
-        while (left := deadline - time.monotonic()) > 0:
-            try:
-                name, line = self._lines.get(timeout=left)
-            except queue.Empty:
-                return
-            _print(f"{_prefix(name)}{line}")
+    def check(self, *, is_up: bool) -> None:
+        """Start again what has ended. Raises: ServiceError when a child ends by itself before all `is_up`."""
+        if self._reaper.poll() is not None:
+            raise ServiceError("The process that stops the others after a kill -9 was itself killed: start again.")
+        for name, child in list(self._running.items()):
+            if child.was_told_to_end and child.is_gone():
+                self._forget(name)
+                self.start(name, *child.command)
+            elif not child.was_told_to_end and child.process.poll() is not None:
+                self._forget(name)
+                self._take_up(name, child, is_up)
 
-    def check(self) -> None:
-        """Raises: ServiceError when a child has ended by itself."""
-        for name, child in self._running.items():
-            code = child.poll()
-            if code is not None:
-                self.print_lines(0.2)  # Its last words.
-                how = f"with code {code}" if code >= 0 else f"by signal {-code}"
-                raise ServiceError(f"The {name} process has ended by itself {how}.")
+    def _take_up(self, name: str, child: "_Child", is_up: bool) -> None:
+        """Say that the child has ended by itself, and start it again now or leave that to the next `restart`."""
+        self._log.print_lines(0.2)  # Its last words.
+        code = child.process.returncode
+        line = f"The {name} process has ended by itself {f'with code {code}' if code >= 0 else f'by signal {-code}'}."
+        if not is_up:
+            raise ServiceError(line)
+        if time.monotonic() - child.started < STEADY_SECONDS:
+            self._waiting[name] = child.command
+            say(f"{line} It starts again after the next change.")
+        else:
+            say(f"{line} It starts again now.")
+            self.start(name, *child.command)
+
+    def _forget(self, name: str) -> None:
+        """End what a child has left behind; its number may become somebody else's, so the reaper forgets it too."""
+        child = self._running.pop(name)
+        child.signal(signal.SIGKILL)
+        with contextlib.suppress(BrokenPipeError):  # The next `check` will say so.
+            os.write(self._register, f"-{child.process.pid}\n".encode())
 
     def _stop(self) -> None:
         for child in self._running.values():
-            signal_group(child.pid, signal.SIGTERM)
-        deadline = time.monotonic() + GRACE_SECONDS
-        # The group and not only its leader: the leader's own children may be slower.
-        while any(child.poll() is None or signal_group(child.pid, 0) for child in self._running.values()):
-            if time.monotonic() > deadline:
-                for child in self._running.values():
-                    signal_group(child.pid, signal.SIGKILL)
-                    child.wait()
-                break
-            self.print_lines(0.05)
-        self.print_lines(0.05)
+            child.end()
+        while not all(child.is_gone() for child in self._running.values()):
+            self._log.print_lines(0.05)
+        self._log.print_lines(0.05)
 
-    def _read(self, name: str, stream: IO[bytes]) -> None:
-        for line in stream:
-            self._lines.put((name, line.decode(errors="replace").rstrip()))
 
-    def _tail(self, name: str, stream: IO[bytes]) -> None:
-        rest = b""
-        with stream:
-            while not self._done.wait(0.2):
-                *lines, rest = (rest + stream.read()).split(b"\n")
-                for line in lines:
-                    self._lines.put((name, line.decode(errors="replace").rstrip()))
+class _Child:
+    """One process and all that it may start: its group."""
+
+    def __init__(self, command: tuple[str, ...], folder: Path, register: int) -> None:
+        """Start it; the first thing that it does is to write its number to `register`."""
+        self.command = command
+        self.started = time.monotonic()
+        self._kill_at = math.inf
+        self.process = subprocess.Popen(
+            ["/bin/sh", "-c", 'echo $$ >&0 && exec "$0" "$@" </dev/null', *command],
+            stdin=register,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            cwd=folder,
+            env=os.environ | {"PYTHONUNBUFFERED": "1"},
+            process_group=0,
+        )
+
+    @property
+    def was_told_to_end(self) -> bool:
+        """Whether its end is our doing."""
+        return self._kill_at < math.inf
+
+    def end(self) -> None:
+        """Tell it to end, once: some take a second signal for impatience."""
+        if not self.was_told_to_end:
+            self._kill_at = time.monotonic() + GRACE_SECONDS
+            self.signal(signal.SIGTERM)
+
+    def is_gone(self) -> bool:
+        """Whether it and its group have ended, which may be slower than itself; after its grace it is made to."""
+        if time.monotonic() > self._kill_at:
+            self.signal(signal.SIGKILL)
+            self.process.wait()
+            return True
+        return self.process.poll() is not None and not self.signal(0)
+
+    def signal(self, number: int) -> bool:
+        """Send a signal to the group, and say whether anybody was there."""
+        return signal_group(self.process.pid, number)
 
 
 def _pipe(stream: IO[bytes] | None) -> IO[bytes]:
     if stream is None:
         raise ValueError("The process was started without this pipe.")
     return stream
-
-
-def _print(text: str) -> None:
-    """Print, or when nobody reads any more, as in `make run | head`, go on into the void and say so."""
-    try:
-        print(text, flush=True)
-    except OSError as error:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise ServiceError("Nobody reads the log any more.") from error
-
-
-def _prefix(name: str) -> str:
-    text = f"{name:<{_WIDTH}} | "
-    return f"\033[{_COLOURS.get(name, 0)}m{text}\033[0m" if sys.stdout.isatty() else text

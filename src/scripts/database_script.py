@@ -9,7 +9,7 @@ from sqlalchemy.exc import ProgrammingError
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from app.core.config import Settings, get_settings
-from app.core.db.database import async_get_db, close_database, open_database
+from app.core.db.database import DatabaseUnavailable, async_get_db, close_database, open_database
 from app.core.exceptions.http_exceptions import Problem
 
 LOCK_KEY = 7_541_609_921  # any number of our own
@@ -25,10 +25,18 @@ def run_in_database(work: Work) -> None:
     settings = get_settings()
     try:
         print(asyncio.run(_in_transaction(work, settings)))
+    except DatabaseUnavailable as error:
+        cause = f" ({first_line(error.__cause__)})" if error.__cause__ else ""
+        raise SystemExit(f"{error.detail}{cause}") from None
     except Problem as error:
         raise SystemExit(error.detail) from None
     except ProgrammingError:
         raise SystemExit("The database lacks the tables: run `make migrate` first.") from None
+
+
+def first_line(error: BaseException) -> str:
+    """What the error says in one line, or its kind when it says nothing."""
+    return next(iter(str(error).splitlines()), "") or type(error).__name__
 
 
 async def _in_transaction(work: Work, settings: Settings) -> str:

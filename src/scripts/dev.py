@@ -5,6 +5,7 @@ import signal
 import sys
 from typing import NoReturn
 
+from .api_port import read_port
 from .unprivileged import ServiceError
 
 
@@ -17,7 +18,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m src.scripts.dev", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     run_parser = commands.add_parser("run", help="start the services, the API and the worker")
-    run_parser.add_argument("--port", type=int, default=8000, help="where the API listens")
+    run_parser.add_argument("--port", default="", help="where the API listens")
     commands.add_parser("services", help="start only PostgreSQL and Valkey")
     arguments = parser.parse_args()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -26,7 +27,7 @@ def main() -> int:
         from . import launch  # Takes half a second, in which Ctrl-C is already ours.
 
         if arguments.command == "run":
-            launch.run(arguments.port)
+            launch.run(read_port(arguments.port))
         launch.services()
     except Stopped:
         return 0

@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from .embedded import free_port, is_port_free
+from .embedded import ServiceError, free_port, is_port_free
 
 POSTGRES_PORTS = ("POSTGRES_PORT",)
 VALKEY_PORTS = ("REDIS_CACHE_PORT", "REDIS_QUEUE_PORT", "REDIS_RATE_LIMIT_PORT")
@@ -17,11 +17,16 @@ def write_env_file(target: Path, example: Path) -> bool:
     """Write `target` unless it exists, and say whether it was written; it is there complete or not at all.
 
     Only this user may read it. Ports of the example that are in use are replaced by free ones.
+
+    Raises: ServiceError when it can't be written.
     """
-    if target.exists():
-        return False
-    text = example.read_text(encoding="utf-8")
-    return _create(target, _with_values(text, {**_secrets(), **_ports(text)}))
+    try:
+        if target.exists():
+            return False
+        text = example.read_text(encoding="utf-8")
+        return _create(target, _with_values(text, {**_secrets(), **_ports(text)}))
+    except OSError as error:
+        raise ServiceError(f"{target} can't be written: {error.strerror} ({error.filename}).") from error
 
 
 def _secrets() -> dict[str, str]:
@@ -54,16 +59,28 @@ def _with_values(text: str, values: Mapping[str, str]) -> str:
 
 
 def _create(target: Path, text: str) -> bool:
-    """Link the complete file to its name, which unlike a rename fails when somebody else was faster."""
-    handle, scratch = tempfile.mkstemp(prefix=".env.", dir=target.parent)  # Its mode is 0600.
+    """Give the complete file its name, unless somebody else was faster."""
+    handle, name = tempfile.mkstemp(prefix=".env.", dir=target.parent)  # Its mode is 0600.
+    scratch = Path(name)
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        os.link(scratch, target)
+        _move_to_free_name(scratch, target)
     except FileExistsError:
         return False
     finally:
-        os.unlink(scratch)  # noqa: PTH108
+        scratch.unlink(missing_ok=True)
     return True
+
+
+def _move_to_free_name(scratch: Path, target: Path) -> None:
+    """Like a rename that fails when there is such a file. Raises: FileExistsError."""
+    try:
+        target.hardlink_to(scratch)
+    except FileExistsError:
+        raise
+    except OSError:  # A file system without hard links: take the name first, for the moment until the rename.
+        target.touch(mode=0o600, exist_ok=False)
+        scratch.replace(target)

@@ -2,12 +2,10 @@
 
 import http.client
 import os
-import shlex
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import NoReturn
 
 from pydantic import Field
@@ -22,13 +20,15 @@ from app.core.config import (
     get_settings,
 )
 
+from .api_port import check_port
+from .changes import Changes
 from .children import Children
-from .embedded import ServiceError, is_port_free
 from .env_file import VALKEY_PORTS, write_env_file
+from .merged_log import MergedLog, say
 from .server import HOST, exists, locked
-from .services import DATA, ROOT, Config, Services, attach
+from .services import DATA, ROOT, Config, Services, attach, open_in
+from .unprivileged import ServiceError
 
-_BIN = Path(sys.executable).parent
 KILLED_RUN_SECONDS = 15.0
 _LOOPBACK = (HOST, "localhost")
 
@@ -41,22 +41,25 @@ class DevSettings(SettingsGroup):
 
 def run(port: int) -> NoReturn:
     """Start everything and stay until something asks to stop. Raises: ServiceError."""
-    if not 0 < port < 65536:
-        raise ServiceError(f"PORT must be a TCP port, 1 to 65535, not {port}.")
     with _only_run() as lock:
-        if not is_port_free(port):
-            raise ServiceError(f"Port {port} is in use by another program: `make run PORT={port + 1}`.")
+        check_port(port)
         is_first = _write_env_file()
         settings = get_settings()
-        with (
-            _services(settings) as services,
-            Children(ROOT, [lock, *([services.lock] if services else [])]) as children,
-        ):
+        with _services(settings) as services:
             _prepare_database(settings)
-            if services:
-                children.follow("db", services.config.log)
-            _start(children, settings, port)
-            _watch(children, services, _banner(settings, port, is_first), port)
+            keep = [lock, services.lock] if services else [lock]
+            with MergedLog() as log, Children(ROOT, log, keep) as children:
+                if services:
+                    log.follow("db", services.config.log)
+                _start(children, settings, port)
+                with Changes(ROOT / "src" / "app") as changes:
+                    while not _answers(port):
+                        log.print_lines(0.05)
+                        _look_after(children, changes, services, is_up=False)
+                    say(_banner(settings, port, is_first))
+                    while True:
+                        log.print_lines(0.1)
+                        _look_after(children, changes, services, is_up=True)
 
 
 def services() -> NoReturn:
@@ -76,14 +79,9 @@ def services() -> NoReturn:
 @contextmanager
 def _only_run() -> Iterator[int]:
     """Hold this checkout's run lock, and give its open file. Raises: ServiceError when another run has it."""
-    try:
-        DATA.mkdir(exist_ok=True)
-        lock = (DATA / "run.lock").open("a+")
-    except PermissionError as error:
-        raise ServiceError(f"{DATA} belongs to another user: run as that user.") from error
-    with lock:
+    with open_in(DATA, "run.lock") as lock:
         lock.seek(0)
-        pid = lock.read()
+        pid = lock.read().decode(errors="replace")
         # After a kill -9 the reaper still holds it, until the killed run's processes have freed their ports.
         was_killed = pid.isdigit() and not exists(int(pid))
         if not locked(lock.fileno(), KILLED_RUN_SECONDS if was_killed else 0):
@@ -92,7 +90,7 @@ def _only_run() -> Iterator[int]:
                 "another folder for a second one."
             )
         lock.truncate(0)
-        lock.write(str(os.getpid()))
+        lock.write(str(os.getpid()).encode())
         lock.flush()
         yield lock.fileno()
 
@@ -143,11 +141,12 @@ def _prepare_database(settings: Settings) -> None:
     from sqlalchemy.exc import DBAPIError
 
     from . import create_first_superuser, create_first_tier
+    from .database_script import first_line
 
     try:
         command.upgrade(AlembicConfig(ROOT / "src" / "alembic.ini"), "head")
     except (OSError, DBAPIError, CommandError) as error:
-        raise ServiceError(f"The database can't be migrated: {str(error).splitlines()[0]}") from error
+        raise ServiceError(f"The database can't be migrated: {first_line(error)}") from error
     if isinstance(settings, FirstUserSettings):
         create_first_superuser.run()
     if isinstance(settings, FirstTierSettings):
@@ -155,24 +154,21 @@ def _prepare_database(settings: Settings) -> None:
 
 
 def _start(children: Children, settings: Settings, port: int) -> None:
-    api = [str(_BIN / "uvicorn"), "src.app.main:app", "--reload", "--reload-dir", "src/app"]
-    children.start("api", *api, "--host", "127.0.0.1", "--port", str(port))
+    api = ["src.app.main:app", "--port", str(port), "--timeout-graceful-shutdown", "3"]
+    children.start("api", sys.executable, "-m", "uvicorn", *api)
     if isinstance(settings, RedisQueueSettings):
-        worker = shlex.join([str(_BIN / "arq"), "src.app.core.worker.settings.WorkerSettings"])
-        children.start("worker", str(_BIN / "watchfiles"), "--filter", "python", worker, "src/app")
+        children.start("worker", sys.executable, "-m", "arq", "src.app.core.worker.settings.WorkerSettings")
 
 
-def _watch(children: Children, services: Services | None, banner: str, port: int) -> NoReturn:
-    """Print the log until a child or the services end. Raises: ServiceError."""
-    is_up = False
-    while True:
-        children.print_lines(0.1 if is_up else 0.05)
-        children.check()
-        if services:
-            _check(services)
-        if not is_up and _answers(port):
-            is_up = True
-            print(banner, flush=True)
+def _look_after(children: Children, changes: Changes, services: Services | None, *, is_up: bool) -> None:
+    """Restart what has changed or ended. Raises: ServiceError when that can't help."""
+    if services:
+        _check(services)
+    if changed := changes.take():
+        more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
+        say(f"Changed {os.path.relpath(changed[0], ROOT)}{more}: restarting.")
+        children.restart()
+    children.check(is_up=is_up)
 
 
 def _check(services: Services) -> None:

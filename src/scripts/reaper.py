@@ -1,6 +1,7 @@
 """Ends process groups when the process that started them dies without doing so itself, as by kill -9.
 
-It runs in a session of its own. Each line on its standard input is a group to end, once that input ends.
+It runs in a session of its own. Each line on its standard input is a group to end, once that input ends; with a
+minus before it, a group that has ended already.
 """
 
 import os
@@ -8,14 +9,20 @@ import signal
 import sys
 import time
 
-GRACE_SECONDS = 10.0
+GRACE_SECONDS = 12.0  # The worker gives its jobs 10.
 
 
 def main() -> None:
     """Wait for the end of standard input, then stop what is left."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    end_groups([int(line) for line in sys.stdin])
+    groups: list[int] = []
+    for group in map(int, sys.stdin):
+        if group > 0:
+            groups.append(group)
+        elif -group in groups:
+            groups.remove(-group)
+    end_groups(groups)
 
 
 def end_groups(groups: list[int]) -> None:

@@ -20,15 +20,25 @@ STOP_SECONDS = 20.0
 
 def is_port_free(port: int) -> bool:
     """Whether a server could listen on this port of 127.0.0.1."""
+    return port_problem(port) is None
+
+
+def port_problem(port: int) -> str | None:
+    """Why no server can listen on this port of 127.0.0.1, as the end of a sentence; None when one can."""
     with socket.socket() as asker, socket.socket() as taker:
         taker.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             taker.bind((HOST, port))
+        except PermissionError:
+            return "is closed to this user"
         except OSError:
-            return False
+            return _IN_USE
         taker.close()
         # macOS lets a second server bind 127.0.0.1 beside one on 0.0.0.0, so ask as well.
-        return asker.connect_ex((HOST, port)) != 0
+        return _IN_USE if asker.connect_ex((HOST, port)) == 0 else None
+
+
+_IN_USE = "is in use by another program"
 
 
 def free_port() -> int:
@@ -71,11 +81,8 @@ class Server:
         with self._lock_file().open("a+") as lock:
             self._take(lock.fileno())
             self._prepare()
-            if not is_port_free(self.port):
-                raise ServiceError(
-                    f"Port {self.port} is in use by another program: set {self.port_settings} in src/.env "
-                    "to a free one."
-                )
+            if problem := port_problem(self.port):
+                raise ServiceError(f"Port {self.port} {problem}: set {self.port_settings} in src/.env to a free one.")
             with self.log.open("ab") as log:
                 self._log_start = log.tell()
                 self.process = self._popen(lock.fileno(), log.fileno())

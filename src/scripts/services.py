@@ -90,19 +90,35 @@ def attach(config: Config) -> Iterator[Services]:
 
     Raises: ServiceError when they can't run.
     """
-    try:
-        Path(config.folder).mkdir(parents=True, exist_ok=True)
-        users = _open(config.path("services.lock"))
-    except PermissionError as error:
-        raise ServiceError(f"{config.folder} belongs to another user: run as that user.") from error
+    users = open_in(Path(config.folder), "services.lock")
     try:
         with users:
             if not locked(users.fileno(), STOP_SECONDS, fcntl.LOCK_SH):
                 raise ServiceError(f"PostgreSQL and Valkey are not done with stopping: see {config.log}.")
-            _wait_until_ready(config)
+            try:
+                _wait_until_ready(config)
+            except OSError as error:
+                raise _unusable(error.filename or config.folder, error) from error
             yield Services(config, users.fileno())
     finally:
         _wait_unless_used(config)
+
+
+def open_in(folder: Path, name: str) -> IO[bytes]:
+    """Open a file to lock in this folder, both of which are made if need be. Raises: ServiceError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        return (folder / name).open("a+b")
+    except OSError as error:
+        raise _unusable(error.filename, error) from error
+
+
+def _unusable(path: str, error: OSError) -> ServiceError:
+    if isinstance(error, PermissionError):
+        return ServiceError(f"{path} is closed to this user: run as its owner.")
+    if isinstance(error, FileExistsError):
+        return ServiceError(f"{path} must be a folder: move the file away.")
+    return ServiceError(f"{path} can't be used: {error.strerror}.")
 
 
 def _wait_until_ready(config: Config) -> None:
@@ -226,10 +242,10 @@ def _state(config: Config) -> dict[str, Any]:
     """What the guardian has to say; "ready" only if the one who wrote it still lives, and so locks the file."""
     try:
         with _state_file(config).open("rb") as file:
-            state: dict[str, Any] = json.load(file)
+            state = dict[str, Any](json.load(file))
             if locked(file.fileno(), 0, fcntl.LOCK_SH):
                 state.pop("ready", None)
-    except FileNotFoundError:
+    except (FileNotFoundError, ValueError):  # None, or one that was written while the power failed.
         return {}
     return state
 
@@ -241,6 +257,7 @@ def _write_state(config: Config, **state: Any) -> None:
     fcntl.flock(file, fcntl.LOCK_EX)
     json.dump({"pid": os.getpid(), "time": time.time_ns(), **state}, file)
     file.flush()
+    os.fsync(file.fileno())
     scratch.chmod(0o600)
     scratch.replace(_state_file(config))
     _held.append(file)

@@ -95,12 +95,16 @@ def data_folder(folder: Path) -> Path:
 
     When root's project lies where that user can't go, `folder` becomes a symbolic link to a place under
     `/var/lib`; the mode of a parent folder is never changed.
+
+    Raises: ServiceError when this user can't have it, or when it is a link to another checkout's data.
     """
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         if identity() and not folder.is_symlink() and not _reaches(folder.parent):
             _relocate(folder)
         real = folder.resolve()
+        if folder.is_symlink():
+            _refuse_anothers(folder, real)
         real.mkdir(mode=0o700, parents=True, exist_ok=True)
         _own(real)
     except PermissionError as error:
@@ -112,9 +116,23 @@ def data_folder(folder: Path) -> Path:
     return real
 
 
+def _refuse_anothers(folder: Path, real: Path) -> None:
+    """A copied project has the original's links: two pairs of servers would fight for one folder."""
+    base = real.parent
+    if base.parent == ROOT_BASE.resolve() and base.name.startswith(f"{USER_NAME}-") and base.name != _base(folder).name:
+        raise ServiceError(
+            f"{folder} leads to the data of a project in another folder: if this is a copy of it, `rm -r "
+            f"{folder.parent}` for data of its own; if it was moved here, `rm {folder} && mv {real} {folder}`."
+        )
+
+
+def _base(folder: Path) -> Path:
+    return ROOT_BASE / f"{USER_NAME}-{hashlib.sha256(os.fsencode(folder.parent.resolve())).hexdigest()[:12]}"
+
+
 def _relocate(folder: Path) -> None:
     """Put a link in the folder's place; older data that no link leads to any more are kept aside."""
-    base = ROOT_BASE / f"{USER_NAME}-{hashlib.sha256(os.fsencode(folder.parent.resolve())).hexdigest()[:12]}"
+    base = _base(folder)
     _make_readable_folder(base)
     target = base / folder.name
     if target.exists():  # Somebody has removed the link, to start afresh.

@@ -4,13 +4,16 @@ import json
 import logging
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import structlog
+from arq.worker import Worker, func
 
 from app.core import logger
-from app.core.config import EnvironmentOption
+from app.core.config import EnvironmentOption, Settings
 from app.core.logger import configure_logging
+from app.core.utils import queue
 
 
 @pytest.fixture(autouse=True)
@@ -81,3 +84,62 @@ def test_uvicorns_own_access_lines_are_off(capsys: pytest.CaptureFixture[str]) -
     configure_logging(EnvironmentOption.PRODUCTION)
     logging.getLogger("uvicorn.access").info("GET / 200")
     assert capsys.readouterr().out == ""
+
+
+def test_a_file_that_cannot_be_written_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "app.log").mkdir()  # Like a file of somebody else's, for root too.
+    monkeypatch.setattr(logger, "LOG_FILE", tmp_path / "app.log")
+    configure_logging(EnvironmentOption.LOCAL)
+    logging.getLogger("theirs").info("hello")
+    shown = capfd.readouterr()
+    assert shown.err == ""
+    first, second = shown.out.splitlines()
+    assert f"Log lines do not go to {tmp_path / 'app.log'}: Is a directory." in first
+    assert "hello" in second
+
+
+def test_a_large_file_is_put_aside_once_and_no_line_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logger, "LARGEST_LOG_BYTES", 100)
+    logger.LOG_FILE.parent.mkdir()
+    with logger.LOG_FILE.open("a") as other_process:
+        print("x" * 100, file=other_process, flush=True)
+        for line in ("first", "second"):
+            configure_logging(EnvironmentOption.LOCAL)
+            logging.getLogger("theirs").info(line)
+        print("last words", file=other_process, flush=True)
+    assert "last words" in logger.LOG_FILE.with_name("app.log.1").read_text()
+    ours = logger.LOG_FILE.read_text()
+    assert "first" in ours
+    assert "second" in ours
+
+
+@pytest.mark.anyio
+async def test_what_a_job_is_given_and_gives_back_is_not_in_arqs_lines(
+    settings: Settings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def send(_: dict[str, Any], to: str, *, again: bool = True) -> str:
+        if again:
+            await queue.pool.enqueue_job("send", to, again=False)
+        return f"sent to {to}"
+
+    pool = await queue.open_queue(settings)
+    await pool.enqueue_job("send", "ada@example.com")
+    configure_logging(EnvironmentOption.PRODUCTION)
+    worker = Worker(
+        [func(send, name="send")],  # type: ignore[arg-type]  # arq wants a protocol of any arguments
+        redis_pool=pool,
+        burst=True,
+        handle_signals=False,
+        poll_delay=0.01,
+        job_serializer=queue.dumps,
+        job_deserializer=queue.loads,
+    )
+    await worker.main()
+    await queue.close_queue(pool)
+
+    lines = [json.loads(line)["event"] for line in capsys.readouterr().out.splitlines()]
+    jobs = [line.partition(":send")[2] for line in lines if ":send" in line]
+    assert sorted(jobs) == [" ● ...", " ● ...", "(...)", "(...)"]
+    assert "ada@example.com" not in str(lines)

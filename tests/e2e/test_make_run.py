@@ -9,11 +9,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any, cast
 
 import httpx2
 import pytest
 
+from scripts.children import STEADY_SECONDS
 from scripts.embedded import free_port, is_port_free, scratch_folder
 
 from ..scripts.pids import commands, is_alive, wait_until
@@ -47,6 +50,10 @@ class Run:
         """All it has printed until now."""
         return self._log.read_text(errors="replace")
 
+    def has_printed(self, line: str) -> bool:
+        """Whether the output has this line in it."""
+        return line in self.output
+
     def wait_for_answer(self) -> None:
         """Return once the API answers, with every part started."""
         wait_until(lambda: self.process.poll() is not None or self._answers(), START_SECONDS)
@@ -54,10 +61,15 @@ class Run:
         wait_until(lambda: "worker started" in self.output and "Ctrl-C" in self.output)
 
     def _answers(self) -> bool:
+        return self.asked("/api/v1/health").get("status") == "ok"
+
+    def asked(self, path: str) -> dict[str, Any]:
+        """What the API answers, or nothing while it does not."""
         try:
-            return httpx2.get(f"{self.url}/api/v1/health").status_code == 200
+            answer = httpx2.get(f"{self.url}{path}")
         except httpx2.TransportError:
-            return False
+            return {}
+        return cast(dict[str, Any], answer.json())
 
     def stop(self, number: signal.Signals) -> int:
         """Send a signal and return the exit code."""
@@ -85,10 +97,17 @@ def project(cluster: Path) -> Iterator[Path]:
         shutil.copytree(cluster, copy / ".data" / "postgres")
         (copy / ".venv").symlink_to(Path(sys.prefix))
         example = copy / "src" / ".env.example"
-        text = example.read_text().replace("55432", str(free_port())).replace("56379", str(free_port()))
+        text = example.read_text().replace("25432", str(free_port())).replace("25379", str(free_port()))
         example.write_text(text)
         yield copy
         wait_until(lambda: not processes_in(copy))
+
+
+def write_env_file(project: Path, *lines: str) -> None:
+    """The shipped example with a key, and these lines, which win over its own."""
+    text = (project / "src" / ".env.example").read_text()
+    text = re.sub("(?m)^SECRET_KEY=$", f"SECRET_KEY={'0123456789abcdef' * 4}", text)
+    (project / "src" / ".env").write_text("\n".join([text, *lines, ""]))
 
 
 def processes_in(project: Path) -> list[int]:
@@ -172,12 +191,48 @@ def test_a_project_lives_through_stops_kills_and_starts(project: Path, start: St
     third.wait_for_answer()
     assert httpx2.get(f"{third.url}/api/v1/user/ada").status_code == 200
 
-    # A part that ends by itself is named and ends the rest.
-    worker = process_of(project, "watchfiles")
-    os.kill(worker, signal.SIGKILL)
+    # Without the process that would clean up after a kill -9, it does not go on.
+    os.kill(process_of(project, "reaper.py"), signal.SIGKILL)
     assert third.process.wait(30) == 1
-    assert "The worker process has ended by itself by signal 9.\n" in third.output
+    assert third.output.endswith(
+        "The process that stops the others after a kill -9 was itself killed: start again.\n"
+    ), third.output
     assert not processes_in(project)
+
+
+def test_what_ends_by_itself_and_what_has_changed_starts_again(project: Path, start: Start) -> None:
+    run = start()
+    run.wait_for_answer()
+    up_since = time.monotonic()
+    wait_until(lambda: time.monotonic() > up_since + STEADY_SECONDS)
+    for command in (" arq ", " uvicorn "):
+        os.kill(process_of(project, command), signal.SIGKILL)
+    for name in ("worker", "api"):
+        line = f"The {name} process has ended by itself by signal 9. It starts again now.\n"
+        wait_until(partial(run.has_printed, line))
+    run.wait_for_answer()
+    assert has_task_done(run)
+
+    source = project / "src" / "app" / "main.py"
+    right = source.read_text()
+    source.write_text(f"{right}app.description = 'changed'\n")
+    wait_until(lambda: run.asked("/openapi.json").get("info", {}).get("description") == "changed", START_SECONDS)
+    assert "Changed src/app/main.py: restarting.\n" in run.output
+
+    source.write_text(f"{right}(")
+    wait_until(lambda: "The api process has ended by itself with code 1." in run.output, START_SECONDS)
+    source.write_text(right)
+    run.wait_for_answer()
+    assert run.stop(signal.SIGINT) == 0
+    assert not processes_in(project)
+
+
+def has_task_done(run: Run) -> bool:
+    """Whether a worker carries out what the API enqueues now."""
+    created = httpx2.post(f"{run.url}/api/v1/tasks/task", params={"message": "hello"})
+    address = f"/api/v1/tasks/task/{created.json()['id']}"
+    wait_until(lambda: run.asked(address).get("status") == "complete", START_SECONDS)
+    return run.asked(address)["success"] is True
 
 
 def test_of_two_at_once_one_is_refused(project: Path, start: Start) -> None:
@@ -216,11 +271,61 @@ def test_a_busy_port_is_one_line_and_starts_nothing(project: Path, start: Start)
     assert not (project / "src" / ".env").exists()
 
 
-@pytest.mark.parametrize("port", [0, 99999])
-def test_a_port_that_cannot_be_is_one_line(project: Path, start: Start, port: int) -> None:
-    run = start("run", "--port", str(port))
+def test_a_port_that_cannot_be_is_one_line(project: Path, start: Start) -> None:
+    run = start("run", "--port", "abc")
     assert run.process.wait(30) == 1
-    assert run.output == f"PORT must be a TCP port, 1 to 65535, not {port}.\n"
+    assert run.output == "PORT must be a TCP port, 1 to 65535, not abc.\n"
+
+
+def test_a_postgresql_that_never_answers_is_one_line(project: Path, start: Start) -> None:
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        port = silent.getsockname()[1]
+        write_env_file(project, "EMBEDDED_SERVICES=false", f"POSTGRES_PORT={port}")
+        run = start()
+        assert run.process.wait(30) == 1
+    assert run.output == "The database can't be migrated: PostgreSQL does not answer within 5 seconds.\n"
+
+
+def test_a_file_that_this_user_may_not_use_is_one_line(project: Path) -> None:
+    env_file, log = project / "src" / ".env", project / ".data" / "services.log"
+    write_env_file(project)
+    (project / ".data").chmod(0o777)
+    env_file.chmod(0o000)
+    assert run_as_an_ordinary_user(project) == f"{env_file} must be readable for this user: Permission denied.\n"
+    env_file.chmod(0o644)
+    log.touch(mode=0o000)
+    assert run_as_an_ordinary_user(project) == f"{log} is closed to this user: run as its owner.\n"
+    env_file.unlink()
+    (project / "src").chmod(0o555)
+    assert run_as_an_ordinary_user(project).startswith(f"{env_file} can't be written: Permission denied")
+    (project / "src").chmod(0o755)  # For the fixture, which removes it.
+    env_file.mkdir()
+    assert run_as_an_ordinary_user(project) == f"{env_file} must be a file, not a folder.\n"
+
+
+def run_as_an_ordinary_user(project: Path) -> str:
+    """What `make run` prints when it fails at once. For root, the interpreter may be closed to anybody else."""
+    python, environment = project / ".venv" / "bin" / "python", clean_environment(project)
+    command = [str(python), "-c", AS_AN_ORDINARY_USER, str(free_port())]
+    run = subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True, check=False)
+    assert run.returncode == 1, run.stderr
+    return run.stdout + run.stderr
+
+
+AS_AN_ORDINARY_USER = """
+import os, sys
+from src.scripts import dev, launch, unprivileged
+user = unprivileged.identity()
+if user:
+    os.setgroups([])
+    os.setgid(user["group"])
+    os.setuid(user["user"])
+    unprivileged.identity.cache_clear()
+sys.argv = ["dev", "run", "--port", sys.argv[1]]
+sys.exit(dev.main())
+"""
 
 
 def test_a_half_written_env_file_is_one_line_per_fault(project: Path, start: Start) -> None:
@@ -243,8 +348,7 @@ def test_a_half_written_env_file_is_one_line_per_fault(project: Path, start: Sta
 def test_settings_that_contradict_each_other_are_one_line(
     project: Path, start: Start, line: str, complaint: str
 ) -> None:
-    text = (project / "src" / ".env.example").read_text().replace("SECRET_KEY=", f"SECRET_KEY={'0123456789abcdef' * 4}")
-    (project / "src" / ".env").write_text(f"{text}\n{line}\n")
+    write_env_file(project, line)
     run = start()
     assert run.process.wait(30) == 1
     assert complaint in run.output

@@ -8,10 +8,12 @@ import subprocess
 from typing import Any
 
 import pytest
+from redis import Redis
 
 from app.core.config import Settings
 from scripts import create_first_superuser, create_first_tier
 from tests.processes import BIN, ROOT, process, running_api
+from tests.scripts.pids import wait_until
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl, as the README does")
@@ -21,7 +23,9 @@ def test_the_first_ten_minutes(settings: Settings) -> None:
     assert session is not None
     create_first_superuser.run()
     create_first_tier.run()
-    with running_api() as url, process("arq", "src.app.core.worker.settings.WorkerSettings"):
+    worker = process("arq", "src.app.core.worker.settings.WorkerSettings")
+    with running_api() as url, worker, Redis.from_url(settings.redis_queue_url) as queue:
+        wait_until(lambda: bool(queue.keys("*:health-check")))  # The session sleeps for as long as the task takes.
         script = (
             session.group(1)
             .replace("http://127.0.0.1:8000", url)

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import pwd
+import re
 import shutil
 import signal
 import socket
@@ -18,6 +19,7 @@ from redis import Redis
 
 from scripts import unprivileged
 from scripts.embedded import Postgres, ServiceError, Valkey, free_port, is_port_free, scratch_folder
+from scripts.server import port_problem
 
 from .pids import is_alive, wait_until
 
@@ -171,6 +173,14 @@ def test_a_busy_port_is_one_line_that_names_the_setting(
             server.start()
 
 
+def test_a_port_that_this_user_may_not_use_is_not_called_busy(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(socket.socket, "bind", refuse)
+    assert port_problem(80) == "is closed to this user"
+
+
 STARTER = """
 import sys, time
 from pathlib import Path
@@ -244,6 +254,18 @@ def test_a_project_that_only_root_can_enter_keeps_its_data_elsewhere(
     assert (private / "postgres").is_symlink()
     assert (private / "postgres" / "PG_VERSION").exists()
     assert private.stat().st_mode & 0o777 == 0o700
+
+    copy = Path(shutil.copytree(private, tmp_path / "copy", symlinks=True))
+    with a_postgres(private) as server:
+        with pytest.raises(ServiceError, match=r"^.* leads to the data of a project in another folder: .*$") as refused:
+            a_postgres(copy).start()
+        assert query(server, "SELECT number FROM kept") == 7
+    # What to do when it was moved, as the message has it.
+    command = re.findall(r"`(rm [^`]* && mv [^`]*)`", str(refused.value))[0]
+    subprocess.run(command, shell=True, check=True)
+    with a_postgres(copy) as server:
+        assert query(server, "SELECT number FROM kept") == 7
+    shutil.move((copy / "postgres").resolve(), (private / "postgres").readlink())
 
     (private / "postgres").unlink()  # To start afresh; what was there is kept aside.
     with a_postgres(private) as server:

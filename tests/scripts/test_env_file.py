@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from scripts.embedded import free_port, is_port_free
-from scripts.env_file import write_env_file
+from scripts.embedded import ServiceError, free_port, is_port_free
+from scripts.env_file import _create, write_env_file
 
 EXAMPLE = Path(__file__).parents[2] / "src" / ".env.example"
 
@@ -20,7 +20,7 @@ def example(tmp_path: Path) -> Iterator[Path]:
     with socket.socket() as busy:
         busy.bind(("127.0.0.1", 0))
         busy.listen()
-        text = EXAMPLE.read_text().replace("55432", str(free_port())).replace("56379", str(busy.getsockname()[1]))
+        text = EXAMPLE.read_text().replace("25432", str(free_port())).replace("25379", str(busy.getsockname()[1]))
         (tmp_path / "example").write_text(text)
         yield tmp_path / "example"
 
@@ -66,3 +66,32 @@ def test_a_busy_port_is_replaced_by_one_free_port_for_all_three(tmp_path: Path, 
     assert len(ports) == 1
     assert is_port_free(int(ports.pop()))
     assert written["POSTGRES_PORT"] == given["POSTGRES_PORT"]
+
+
+def test_without_hard_links_it_is_complete_too_and_an_existing_one_is_left_alone(
+    tmp_path: Path, example: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(Path, "hardlink_to", refuse)
+    assert write_env_file(tmp_path / ".env", example)
+    assert len(values(tmp_path / ".env")["SECRET_KEY"]) == 64
+    assert stat.S_IMODE((tmp_path / ".env").stat().st_mode) == 0o600
+    written = (tmp_path / ".env").read_text()
+    assert not _create(tmp_path / ".env", "by somebody who was slower")
+    assert (tmp_path / ".env").read_text() == written
+    assert {path.name for path in tmp_path.iterdir()} == {".env", "example"}
+
+
+def test_a_place_that_cannot_be_written_is_one_line(tmp_path: Path, example: Path) -> None:
+    target = tmp_path / "missing" / ".env"
+    with pytest.raises(ServiceError, match=f"^{re.escape(str(target))} can't be written: No such file or directory"):
+        write_env_file(target, example)
+
+
+def test_the_shipped_ports_are_not_among_those_that_systems_give_to_outgoing_connections() -> None:
+    shipped = values(EXAMPLE)
+    ports = {name: int(port) for name, port in shipped.items() if name.endswith("_PORT") and port}
+    assert {"POSTGRES_PORT", "REDIS_CACHE_PORT"} <= ports.keys()
+    assert all(port < 32_768 for port in ports.values())

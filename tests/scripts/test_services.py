@@ -169,3 +169,24 @@ def test_other_settings_are_refused_while_they_run(config: Config) -> None:
 def test_the_state_is_readable_by_its_owner_only(config: Config) -> None:
     with attach(config):
         assert config.path("guardian.json").stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("text", ["", '{"reason": "no en', "[]"])
+def test_a_state_that_was_half_written_when_the_power_failed_is_no_obstacle(config: Config, text: str) -> None:
+    config.path("guardian.json").write_text(text)
+    with attach(config) as services:
+        assert services.problem() is None
+
+
+def test_a_file_where_the_folder_should_be_is_one_line(tmp_path: Path) -> None:
+    file = tmp_path / ".data"
+    file.touch()
+    refused = attach(Config(str(file), free_port(), "ada", "one", "things", free_port()))
+    with pytest.raises(ServiceError, match=r"^.*/\.data must be a folder: move the file away\.$"), refused:
+        pass
+
+
+def test_a_log_that_cannot_be_written_is_one_line(config: Config) -> None:
+    config.log.mkdir()  # Like a file of somebody else's, for root too.
+    with pytest.raises(ServiceError, match=r"^.*/services\.log can't be used: Is a directory\.$"), attach(config):
+        pass

@@ -1,5 +1,6 @@
 """Logging: one configuration for our own lines, uvicorn's, ARQ's and everybody else's, called by entry points."""
 
+import contextlib
 import logging
 import logging.config
 import re
@@ -11,12 +12,13 @@ import structlog
 from app.core.config import EnvironmentOption
 
 LOG_FILE = Path(__file__).parents[1] / "logs" / "app.log"
+LARGEST_LOG_BYTES = 10_000_000
 
 
 def configure_logging(environment: EnvironmentOption = EnvironmentOption.PRODUCTION) -> None:
     """Lines for people on standard output and in `logs/app.log` in `local`; JSON on standard output elsewhere.
 
-    Elsewhere there is no file: several processes cannot rotate one, and containers collect standard output.
+    Elsewhere there is no file: containers collect standard output. When the file cannot be written, one line says so.
     """
     local = environment is EnvironmentOption.LOCAL
     shared: list[Any] = [
@@ -33,14 +35,11 @@ def configure_logging(environment: EnvironmentOption = EnvironmentOption.PRODUCT
     handlers: dict[str, dict[str, Any]] = {
         "console": {"class": "logging.StreamHandler", "stream": "ext://sys.stdout", "formatter": "lines"}
     }
-    if local:
-        LOG_FILE.parent.mkdir(exist_ok=True)
+    problem = _prepare_file(LOG_FILE) if local else None
+    if local and problem is None:
         handlers["file"] = {
-            "class": "logging.handlers.RotatingFileHandler",
+            "class": "logging.FileHandler",
             "filename": str(LOG_FILE),
-            "maxBytes": 10_000_000,
-            "backupCount": 3,
-            "delay": True,
             "encoding": "utf-8",
             "formatter": "lines",
         }
@@ -55,6 +54,7 @@ def configure_logging(environment: EnvironmentOption = EnvironmentOption.PRODUCT
                     "processors": _rendering(local),
                 }
             },
+            "filters": {"job_values": {"()": _WithoutJobValues}},
             "handlers": handlers,
             "root": {"level": "INFO", "handlers": list(handlers)},
             "loggers": {
@@ -63,6 +63,7 @@ def configure_logging(environment: EnvironmentOption = EnvironmentOption.PRODUCT
                 "uvicorn": {"handlers": [], "propagate": True},
                 "uvicorn.error": {"handlers": [], "propagate": True},
                 "arq": {"handlers": [], "propagate": True},
+                "arq.worker": {"filters": ["job_values"]},
                 # It reports every schema comparison and version lookup.
                 "alembic": {"level": "WARNING"},
             },
@@ -78,6 +79,24 @@ def configure_logging(environment: EnvironmentOption = EnvironmentOption.PRODUCT
         wrapper_class=structlog.stdlib.BoundLogger,
         cache_logger_on_first_use=True,
     )
+    if problem is not None:
+        logging.getLogger(__name__).warning("Log lines do not go to %s: %s.", LOG_FILE, problem.strerror)
+
+
+def _prepare_file(file: Path) -> OSError | None:
+    """Put a large file aside; the answer is why the file cannot be written, if so.
+
+    Only at the start of a process: the others that write to it go on in the one that was put aside.
+    """
+    try:
+        file.parent.mkdir(exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):  # There is none, or another process has just put it aside.
+            if file.stat().st_size > LARGEST_LOG_BYTES:
+                file.replace(file.with_name(f"{file.name}.1"))
+        file.open("ab").close()
+    except OSError as error:
+        return error
+    return None
 
 
 def _without_colours(_: Any, __: str, event: dict[str, Any]) -> dict[str, Any]:
@@ -91,6 +110,18 @@ _DETAIL = re.compile(r"\nDETAIL:.*?(?=\n\[SQL|\n\n(?:The above|During)|\Z)", re.
 
 def _without_row_values(_: Any, __: str, event: dict[str, Any]) -> dict[str, Any]:
     return {name: _DETAIL.sub("", text) if isinstance(text, str) else text for name, text in event.items()}
+
+
+class _WithoutJobValues(logging.Filter):
+    """Cuts what a job was given, and what it gave back, out of ARQ's lines: e-mail addresses, what people wrote."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.msg in _LINES_WITH_VALUES and isinstance(record.args, tuple):
+            record.args = (*record.args[:2], "...", *record.args[3:])
+        return True
+
+
+_LINES_WITH_VALUES = {"%6.2fs → %s(%s)%s", "%6.2fs ← %s ● %s"}
 
 
 def _rendering(local: bool) -> list[Any]:
