@@ -1,11 +1,13 @@
 """Settings: where they come from, and what a person reads when one is broken."""
 
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from app.core.config import (
+    CORSSettings,
     PostgresSettings,
     RedisCacheSettings,
     RedisQueueSettings,
@@ -34,7 +36,7 @@ def test_the_environment_wins_over_the_file(tmp_path: Path, monkeypatch: pytest.
         ("ENVIRONMENT", "prod", "ENVIRONMENT must be one of local, staging, production."),
         ("ALGORITHM", "none", "ALGORITHM must be one of HS256, HS384, HS512."),
         ("SECRET_KEY", "short", "SECRET_KEY must be at least 32 random characters (`openssl rand -hex 32` makes 64)."),
-        ("ACCESS_TOKEN_EXPIRE_MINUTES", "0", "ACCESS_TOKEN_EXPIRE_MINUTES must be a number of minutes, 1 or more."),
+        ("ACCESS_TOKEN_EXPIRE_MINUTES", "0", "ACCESS_TOKEN_EXPIRE_MINUTES must be a number of minutes, 1 to 1440."),
         ("DEFAULT_RATE_LIMIT_LIMIT", "-1", "DEFAULT_RATE_LIMIT_LIMIT must be a number of requests, 1 or more."),
         ("MAX_BODY_BYTES", "1MB", "MAX_BODY_BYTES must be the largest request body, in bytes."),
         (
@@ -47,6 +49,7 @@ def test_the_environment_wins_over_the_file(tmp_path: Path, monkeypatch: pytest.
             "hunter2",
             "POSTGRES_URL must be of the form postgresql://user:password@host:port/database.",
         ),
+        ("CORS_ALLOW_CREDENTIALS", "perhaps", "CORS_ALLOW_CREDENTIALS must be true or false."),
         (
             "REDIS_CACHE_URL",
             "http://:hunter2@cache",
@@ -63,6 +66,36 @@ def test_a_broken_value_is_one_line_that_names_the_variable(
         Settings()
     assert stopped.value.code == message
     assert value not in str(stopped.value) or value in {"short", "none", "0", "-1", "prod"}
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        STRONG[:31],
+        f"{STRONG} {STRONG[:31]}",
+        f"{STRONG}@",
+        f"{STRONG}@tomorrow",
+        f"{STRONG}@2026-12-31",
+        f"{STRONG}@2026-12-31T00:00:00",
+        f"{STRONG}@2026-12-31T00:00:00+00:00@",
+        f"{STRONG[:31]}@2026-12-31T00:00:00+00:00",
+    ],
+)
+def test_what_is_not_a_list_of_keys_is_one_line(monkeypatch: pytest.MonkeyPatch, written: str) -> None:
+    monkeypatch.setenv("OTHER_SECRET_KEYS", written)
+    with pytest.raises(SettingsError) as stopped:
+        Settings()
+    assert stopped.value.code == (
+        "OTHER_SECRET_KEYS must be keys that verify but do not sign, with spaces between: at least 32 characters each, "
+        "and possibly @ and when to stop, such as KEY@2026-12-31T00:00:00+00:00."
+    )
+
+
+def test_keys_may_have_a_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTHER_SECRET_KEYS", f" {STRONG}@2026-12-31T00:00:00Z\n{STRONG}2 ")
+    first, second = Settings().keyring.others
+    assert (first.secret, first.until) == (STRONG, datetime(2026, 12, 31, tzinfo=UTC))
+    assert (second.secret, second.until) == (f"{STRONG}2", None)
 
 
 def test_a_missing_value_is_said_to_be_missing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,6 +129,8 @@ def test_a_file_that_is_not_text_is_one_line(tmp_path: Path) -> None:
     [
         ({"SECRET_KEY": "a" * 64}, "SECRET_KEY"),
         ({"SECRET_KEY": "changeme-changeme-changeme-0123456789"}, "SECRET_KEY"),
+        ({"OTHER_SECRET_KEYS": "a" * 64}, "OTHER_SECRET_KEYS"),
+        ({"OTHER_SECRET_KEYS": f"{STRONG}{STRONG} {'ab' * 32}@2999-01-01T00:00:00+00:00"}, "OTHER_SECRET_KEYS"),
         ({"POSTGRES_PASSWORD": "postgres"}, "POSTGRES_PASSWORD"),
         ({"ADMIN_PASSWORD": "password1234"}, "ADMIN_PASSWORD"),
     ],
@@ -139,7 +174,82 @@ def test_a_url_wins_over_the_parts() -> None:
     assert RedisQueueSettings(REDIS_QUEUE_HOST="q", REDIS_QUEUE_PORT=1).redis_queue_url == "redis://q:1/0"
 
 
+@pytest.mark.parametrize(
+    ("written", "origins"),
+    [
+        ("", ()),
+        (" , ", ()),
+        ("*", ("*",)),
+        ("https://page.example", ("https://page.example",)),
+        ("https://page.example, http://localhost:3000,", ("https://page.example", "http://localhost:3000")),
+        ('["https://page.example", "http://[::1]:3000"]', ("https://page.example", "http://[::1]:3000")),
+        # Browsers name an origin in lower case and without the usual port.
+        ("HTTPS://Page.Example:443,http://page.example:80", ("https://page.example", "http://page.example")),
+    ],
+)
+def test_origins_are_a_list(monkeypatch: pytest.MonkeyPatch, written: str, origins: tuple[str, ...]) -> None:
+    monkeypatch.setenv("CORS_ORIGINS", written)
+    found = CORSSettings().CORS_ORIGINS
+    assert found == origins
+
+
+def test_origins_are_a_list_in_the_file_and_in_code(tmp_path: Path) -> None:
+    file = tmp_path / ".env"
+    file.write_text('CORS_ORIGINS="https://page.example,http://localhost:3000"\n')
+    in_file = CORSSettings(_env_file=file)
+    in_code = CORSSettings(CORS_ORIGINS=("https://page.example", "http://localhost:3000"))
+    assert in_file.CORS_ORIGINS == in_code.CORS_ORIGINS == ("https://page.example", "http://localhost:3000")
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        "page.example",
+        "null",
+        "ftp://page.example",
+        "https://",
+        "https://page.example/",
+        "https://page.example/path",
+        "https://page.example?query",
+        "https://somebody:hunter2@page.example",
+        "https://*.page.example",
+        "https://bücher.example",
+        "https://page.example:",
+        "https://page.example:0",
+        "https://page.example:65536",
+        "https://page.example https://other.example",
+        "https://page.example,other.example,third.example",
+        '["https://page.example"',
+        '["https://page.example", 1, 2]',
+    ],
+)
+def test_what_is_not_an_origin_is_one_line(monkeypatch: pytest.MonkeyPatch, written: str) -> None:
+    monkeypatch.setenv("CORS_ORIGINS", written)
+    with pytest.raises(SettingsError) as stopped:
+        Settings()
+    assert stopped.value.code == (
+        "CORS_ORIGINS must be a comma-separated list of origins, "
+        "each scheme://host or scheme://host:port (http, https), or *."
+    )
+
+
+def test_credentials_are_refused_for_every_origin_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CORS_ALLOW_CREDENTIALS", "true")
+    monkeypatch.setenv("CORS_ORIGINS", "https://page.example")
+    assert Settings().CORS_ALLOW_CREDENTIALS is True
+    monkeypatch.setenv("CORS_ORIGINS", "https://page.example,*")
+    with pytest.raises(SettingsError) as stopped:
+        Settings()
+    assert stopped.value.code == "CORS_ORIGINS must be a list without * when CORS_ALLOW_CREDENTIALS is true."
+
+
 def test_secrets_do_not_show() -> None:
-    shown = repr(Settings(POSTGRES_PASSWORD="hunter2", SECRET_KEY=STRONG, POSTGRES_URL="postgresql://a:hunter2@b/c"))
+    settings = Settings(
+        POSTGRES_PASSWORD="hunter2",
+        POSTGRES_URL="postgresql://a:hunter2@b/c",
+        SECRET_KEY=STRONG,
+        OTHER_SECRET_KEYS=f"{STRONG}2",
+    )
+    shown = f"{settings!r} {settings.keyring!r}"
     assert "hunter2" not in shown
     assert STRONG not in shown

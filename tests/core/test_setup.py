@@ -14,6 +14,7 @@ from app.api.dependencies import get_current_superuser
 from app.core.config import (
     AppSettings,
     ClientSideCacheSettings,
+    CORSSettings,
     CryptSettings,
     DefaultRateLimitSettings,
     EnvironmentSettings,
@@ -25,6 +26,7 @@ from app.core.config import (
     RedisRateLimiterSettings,
     Settings,
     SettingsGroup,
+    SMTPSettings,
 )
 from app.core.db import database
 from app.core.setup import create_application
@@ -42,9 +44,11 @@ GROUPS: tuple[type[SettingsGroup], ...] = (
     FirstTierSettings,
     RedisCacheSettings,
     ClientSideCacheSettings,
+    CORSSettings,
     RedisQueueSettings,
     RedisRateLimiterSettings,
     DefaultRateLimitSettings,
+    SMTPSettings,
     EnvironmentSettings,
 )
 
@@ -119,6 +123,17 @@ async def test_without_client_side_caching_no_answer_says_what_to_keep(settings:
         assert (await client.get("tiers")).headers["Cache-Control"] == "public, max-age=60"
     async with running(without(ClientSideCacheSettings)) as (_, client):
         assert "Cache-Control" not in (await client.get("tiers")).headers
+
+
+async def test_without_cors_no_answer_depends_on_the_origin(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CORS_ORIGINS", "https://page.example")
+    asked = {"Origin": "https://page.example"}
+    async with running(without()) as (_, client):
+        assert (await client.get("health", headers=asked)).headers["Access-Control-Allow-Origin"] == asked["Origin"]
+    async with running(without(CORSSettings)) as (_, client):
+        assert "Access-Control-Allow-Origin" not in (await client.get("health", headers=asked)).headers
 
 
 async def test_without_a_default_a_user_without_tier_has_no_rate_limit(settings: Settings) -> None:

@@ -4,18 +4,24 @@ Values come from the environment, then from `src/.env` (or the file that the var
 A field's description completes the sentence "NAME must be ...", which a person with a broken value gets to read.
 """
 
+import json
 import os
+import re
 from collections.abc import Iterator
 from enum import StrEnum
 from functools import lru_cache
+from itertools import permutations
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import quote
 
+from email_validator import validate_email
 from pydantic import AfterValidator, Field, SecretStr, ValidationError, field_validator, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError
+
+from app.core.keyring import Keyring, keyring, parse_key
 
 ENV_FILE = Path(os.environ.get("ENV_FILE") or Path(__file__).resolve().parents[2] / ".env")
 
@@ -35,13 +41,17 @@ class SettingsGroup(BaseSettings):
     )
 
     def __init__(self, **values: Any) -> None:
-        """Raises: SettingsError naming each faulty variable, never its value."""
+        """Raises: SettingsError naming each faulty variable, never its value, or the file that can't be read."""
         try:
+            if ENV_FILE.is_dir():  # Which pydantic would take for no file.
+                raise SettingsError(f"{ENV_FILE} must be a file, not a folder.")
             super().__init__(**values)
         except ValidationError as error:
             raise SettingsError("\n".join(self._faults(error))) from None
         except UnicodeDecodeError:
             raise SettingsError(f"{ENV_FILE} must be a UTF-8 text file.") from None
+        except OSError as error:
+            raise SettingsError(f"{ENV_FILE} must be readable for this user: {error.strerror}.") from None
 
     def inherits(self, *groups: type["SettingsGroup"]) -> bool:
         """Whether all of these groups are among this class's bases, that is, their features are on."""
@@ -102,6 +112,10 @@ def _is_weak_key(value: str) -> bool:
     return len(set(value)) < 12 or value.lower().startswith(_EXAMPLES)
 
 
+def _has_weak_key(words: str) -> bool:
+    return any(_is_weak_key(parse_key(word).secret) for word in words.split())
+
+
 def _is_weak_password(value: str) -> bool:
     return len(value) < 12 or value.lower().startswith(_EXAMPLES)
 
@@ -116,6 +130,7 @@ def _has_weak_password(url: str) -> bool:
 
 _WEAK = {
     "SECRET_KEY": _is_weak_key,
+    "OTHER_SECRET_KEYS": _has_weak_key,
     "POSTGRES_PASSWORD": _is_weak_password,
     "POSTGRES_URL": _has_weak_password,
     "ADMIN_PASSWORD": _is_weak_password,
@@ -140,10 +155,42 @@ class CryptSettings(SettingsGroup):
     SECRET_KEY: SecretStr = Field(
         min_length=32, description="at least 32 random characters (`openssl rand -hex 32` makes 64)"
     )
+    OTHER_SECRET_KEYS: SecretStr = Field(
+        SecretStr(""),
+        description="keys that verify but do not sign, with spaces between: at least 32 characters each, "
+        "and possibly @ and when to stop, such as KEY@2026-12-31T00:00:00+00:00",
+    )
     ALGORITHM: Literal["HS256", "HS384", "HS512"] = Field("HS256", description="one of HS256, HS384, HS512")
-    ACCESS_TOKEN_EXPIRE_MINUTES: PositiveInt = Field(15, description="a number of minutes, 1 or more")
+    ACCESS_TOKEN_EXPIRE_MINUTES: int = Field(15, ge=1, le=1440, description="a number of minutes, 1 to 1440")
     TOKEN_ISSUER: str = Field("slipway", min_length=1, description="the name in the tokens' iss and aud")
-    REFRESH_TOKEN_EXPIRE_DAYS: int = Field(7, ge=1, le=3650, description="a number of days, 1 to 3650")
+    REFRESH_TOKEN_EXPIRE_DAYS: int = Field(
+        7, ge=1, le=3650, description="the number of days after which an unused login ends, 1 to 3650"
+    )
+    SESSION_EXPIRE_DAYS: int = Field(
+        30, ge=1, le=3650, description="the number of days after which any login ends, 1 to 3650"
+    )
+    REFRESH_GRACE_SECONDS: int = Field(
+        10, ge=0, le=60, description="for how many seconds a refresh may be repeated, 0 to 60"
+    )
+    # OWASP's minimum for argon2id: 19 MiB, two passes, one lane. That is some 20 ms and 19 MiB per hash.
+    PASSWORD_HASH_MEMORY_KIB: int = Field(
+        19_456, ge=19_456, le=4_194_304, description="a number of KiB per hash, 19456 or more"
+    )
+    PASSWORD_HASH_TIME_COST: int = Field(2, ge=2, le=100, description="a number of passes, 2 or more")
+    PASSWORD_HASH_PARALLELISM: int = Field(1, ge=1, le=64, description="a number of lanes, 1 or more")
+    SECURITY_EVENT_DAYS: int = Field(90, ge=1, le=36_500, description="for how many days security events are kept")
+
+    @field_validator("OTHER_SECRET_KEYS")
+    @classmethod
+    def _are_keys(cls, value: SecretStr) -> SecretStr:
+        for word in value.get_secret_value().split():
+            parse_key(word)
+        return value
+
+    @property
+    def keyring(self) -> Keyring:
+        """The key that signs, and those that verify."""
+        return keyring(self.SECRET_KEY.get_secret_value(), self.OTHER_SECRET_KEYS.get_secret_value())
 
 
 class PostgresSettings(SettingsGroup):
@@ -238,6 +285,48 @@ class ClientSideCacheSettings(SettingsGroup):
     CLIENT_CACHE_MAX_AGE: int = Field(60, ge=0, le=31_536_000, description="a number of seconds, 0 to a year")
 
 
+_ORIGIN = re.compile(r"(https?)://([a-z0-9._-]+|\[[0-9a-f:.]+\])(?::([0-9]{1,5}))?")
+
+
+def _origin(text: str) -> str:
+    """An origin the way browsers write it, which is how it is compared: in lower case, without the usual port."""
+    if text == "*":
+        return text
+    parts = _ORIGIN.fullmatch(text.lower())
+    if not parts:
+        raise ValueError("not an origin")
+    scheme, host, port = parts[1], parts[2], int(parts[3] or _USUAL_PORTS[parts[1]])
+    if not 1 <= port <= 65535:
+        raise ValueError("not a port")
+    return f"{scheme}://{host}" if port == _USUAL_PORTS[scheme] else f"{scheme}://{host}:{port}"
+
+
+_USUAL_PORTS = {"http": 80, "https": 443}
+
+
+class CORSSettings(SettingsGroup):
+    """Switches the CORS middleware, when it names an origin: whose pages may use the API."""
+
+    CORS_ORIGINS: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="a comma-separated list of origins, each scheme://host or scheme://host:port (http, https), or *",
+    )
+    CORS_ALLOW_CREDENTIALS: bool = Field(False, description="true or false")
+
+    @field_validator("CORS_ORIGINS", mode="before")
+    @classmethod
+    def _read_list(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            value = json.loads(value) if value.lstrip().startswith("[") else value.split(",")
+        return [_origin(text) for item in value if (text := str(item).strip())]
+
+    @model_validator(mode="after")
+    def _refuse_credentials_for_everybody(self) -> Self:
+        if self.CORS_ALLOW_CREDENTIALS and "*" in self.CORS_ORIGINS:
+            raise ValueError("CORS_ORIGINS must be a list without * when CORS_ALLOW_CREDENTIALS is true.")
+        return self
+
+
 class RedisQueueSettings(SettingsGroup):
     """Switches the job queue. `REDIS_QUEUE_URL` wins over the parts."""
 
@@ -271,6 +360,41 @@ class DefaultRateLimitSettings(SettingsGroup):
     DEFAULT_RATE_LIMIT_PERIOD: PositiveInt = Field(60, description="a number of seconds, 1 or more")
 
 
+def _is_email_address(value: str) -> str:
+    validate_email(value, check_deliverability=False)
+    return value
+
+
+FrontEndPage = Annotated[
+    Annotated[str, Field(pattern=r"^https?://[^\s/?#]+(/[^\s?]*)?$")] | None,
+    Field(description="an http(s) URL without a query, to which ?token=... is added"),
+]
+
+
+class SMTPSettings(SettingsGroup):
+    """Switches mail once `SMTP_HOST` is set; in `local` the log stands in for a host."""
+
+    SMTP_HOST: Annotated[str, Field(pattern=r"^[^\s/]+$")] | None = Field(
+        None, description="a host name or an IP address"
+    )
+    SMTP_PORT: Port = 587
+    SMTP_USERNAME: str | None = None
+    SMTP_PASSWORD: SecretStr | None = None
+    SMTP_SECURITY: Literal["starttls", "tls", "none"] = Field("starttls", description="one of starttls, tls, none")
+    SMTP_FROM: Annotated[str, AfterValidator(_is_email_address)] = Field(
+        "noreply@example.com", description="an e-mail address"
+    )
+    PASSWORD_RESET_URL: FrontEndPage = None
+    EMAIL_VERIFICATION_URL: FrontEndPage = None
+
+    @model_validator(mode="after")
+    def _refuse_half_a_login(self) -> Self:
+        for given, missing in permutations(("SMTP_USERNAME", "SMTP_PASSWORD")):
+            if getattr(self, given) is not None and getattr(self, missing) is None:
+                raise ValueError(f"{missing} must be set where {given} is.")
+        return self
+
+
 class Settings(
     AppSettings,
     CryptSettings,
@@ -279,9 +403,11 @@ class Settings(
     FirstTierSettings,
     RedisCacheSettings,
     ClientSideCacheSettings,
+    CORSSettings,
     RedisQueueSettings,
     RedisRateLimiterSettings,
     DefaultRateLimitSettings,
+    SMTPSettings,
     EnvironmentSettings,
 ):
     """This application's settings: leave a group out and its feature is gone."""

@@ -19,6 +19,7 @@ from starlette.responses import Response
 from app.core.config import (
     AppSettings,
     ClientSideCacheSettings,
+    CORSSettings,
     EnvironmentOption,
     EnvironmentSettings,
     PostgresSettings,
@@ -36,6 +37,8 @@ from app.core.openapi import add_openapi
 from app.core.utils import cache, queue, rate_limit
 from app.middleware.body_limit_middleware import BodyLimitMiddleware
 from app.middleware.client_cache_middleware import ClientCacheMiddleware
+from app.middleware.cors_middleware import CORSMiddleware
+from app.middleware.error_middleware import ErrorMiddleware
 from app.middleware.head_middleware import HeadMiddleware
 from app.middleware.request_context_middleware import RequestContextMiddleware
 
@@ -75,7 +78,7 @@ def create_application(
     inner_lifespan = fastapi_kwargs.pop("lifespan", None)
     app = FastAPI(
         **_metadata(settings) | fastapi_kwargs,
-        lifespan=partial(_lifespan, settings=settings, inner=inner_lifespan),
+        lifespan=partial(_lifespan, inner=inner_lifespan),
         openapi_url=None,
         docs_url=None,
         redoc_url=None,
@@ -119,13 +122,20 @@ def _add_middleware(app: FastAPI, settings: SettingsGroup) -> None:
     app.add_middleware(HeadMiddleware)
     if isinstance(settings, AppSettings):
         app.add_middleware(BodyLimitMiddleware, max_bytes=settings.MAX_BODY_BYTES)
+    app.add_middleware(ErrorMiddleware)
+    if isinstance(settings, CORSSettings) and settings.CORS_ORIGINS:
+        # Around whatever can refuse or fail: a page of another origin cannot read an error without these headers.
+        app.add_middleware(
+            CORSMiddleware, origins=settings.CORS_ORIGINS, allow_credentials=settings.CORS_ALLOW_CREDENTIALS
+        )
     app.add_middleware(RequestContextMiddleware)
     if isinstance(settings, ClientSideCacheSettings):
         app.add_middleware(ClientCacheMiddleware, max_age=settings.CLIENT_CACHE_MAX_AGE)
 
 
 @asynccontextmanager
-async def _lifespan(app: FastAPI, settings: SettingsGroup, inner: Any) -> AsyncIterator[Any]:
+async def _lifespan(app: FastAPI, inner: Any) -> AsyncIterator[Any]:
+    settings: SettingsGroup = app.state.settings
     async with AsyncExitStack() as stack:
         found: list[Dependency] = []
         if isinstance(settings, PostgresSettings):

@@ -1,4 +1,4 @@
-"""Gives every request an id, a log line and, when nobody expected its error, an answer."""
+"""Gives every request an id and a log line."""
 
 import re
 from time import perf_counter
@@ -7,8 +7,6 @@ from uuid import uuid4
 import structlog
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
-
-from app.core.exceptions.problem_response import problem_response
 
 HEADER = "X-Request-ID"
 _ACCEPTABLE = re.compile(r"[A-Za-z0-9._-]{8,64}")
@@ -42,11 +40,6 @@ class RequestContextMiddleware:
 
         try:
             await self.app(scope, receive, send_with_id)
-        except Exception:
-            log.exception("unhandled error", method=scope["method"], path=scope["path"])
-            if status:
-                raise  # Too late for another answer: the server must break the connection off.
-            await problem_response(request_id, 500, detail="Something went wrong here.")(scope, receive, send_with_id)
         finally:
             log.info(
                 "request",

@@ -14,11 +14,13 @@ class Problem(HTTPException):
         status: the HTTP status code.
         text: the `detail` for the caller, unless the instance brings its own.
         extra_headers: headers of the answer.
+        keeps_changes: whether what the request wrote until then is committed, such as the count of failed logins.
     """
 
     status: ClassVar[int] = 500
     text: ClassVar[str] = ""
     extra_headers: ClassVar[dict[str, str]] = {}
+    keeps_changes: ClassVar[bool] = False
 
     def __init__(self, detail: str | None = None, **members: Any) -> None:
         """

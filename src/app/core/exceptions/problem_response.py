@@ -36,7 +36,7 @@ class ProblemResponse(Response):
 def add_problem_handlers(app: FastAPI) -> None:
     """Registers the handlers for everything an endpoint, a dependency or the framework raises on purpose.
 
-    What nobody expected is answered by the request context middleware.
+    What nobody expected is answered by the error middleware.
     """
     app.add_exception_handler(HTTPException, _on_http_exception)
     app.add_exception_handler(RequestValidationError, _on_validation_error)
