@@ -14,9 +14,11 @@ os.environ.update(
 )
 
 import asyncio
+import gc
 import shutil
-from collections.abc import AsyncIterator, Generator, Iterator
+from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from functools import cache
 from pathlib import Path
 from uuid import uuid4
 
@@ -37,14 +39,17 @@ from app.core.db.database import async_get_db, close_database, open_database
 from app.core.setup import create_application
 from scripts.embedded import Postgres, Valkey, free_port, scratch_folder
 
+# The app is a quarter of a million objects that stay: the collector would look through them again and again.
+gc.set_threshold(200_000, 20, 100)
+
 TEMPLATE = "template_slipway"
 ALEMBIC_INI = Path(__file__).parents[1] / "src" / "alembic.ini"
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
-    """How many `-n auto` is: twice the cores, since many tests wait for the processes they started."""
-    return 2 * (os.cpu_count() or 1)
+    """How many `-n auto` is: more than there are cores, since many tests wait for the processes they started."""
+    return (os.cpu_count() or 1) * 3 // 2
 
 
 # structlog's default renders a traceback with all local variables, which takes seconds.
@@ -108,26 +113,29 @@ async def connect(database: str) -> asyncpg.Connection:
     )
 
 
-async def execute(statement: str) -> None:
-    """Runs one statement outside of any transaction."""
-    connection = await connect("tester")
-    try:
-        await connection.execute(statement)
-    finally:
-        await connection.close()
+Execute = Callable[[str], object]
+
+
+@pytest.fixture(scope="session")
+def execute(postgres: Postgres) -> Iterator[Execute]:
+    """Runs one statement outside of any database that a test uses."""
+    with asyncio.Runner() as runner:
+        connection = runner.run(connect("tester"))
+        yield lambda statement: runner.run(connection.execute(statement))
+        runner.run(connection.close())
 
 
 @pytest.fixture
-def empty_database(postgres: Postgres, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def empty_database(execute: Execute, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """A database of this test alone, without tables; `get_settings()` names it."""
-    with cloned_database(monkeypatch, template="template1") as name:
+    with cloned_database(execute, monkeypatch, template="template1") as name:
         yield name
 
 
 @pytest.fixture(scope="session")
-def migrated_template(postgres: Postgres) -> str:
+def migrated_template(execute: Execute) -> str:
     """A database at the newest schema, to clone."""
-    asyncio.run(execute(f"CREATE DATABASE {TEMPLATE}"))
+    execute(f"CREATE DATABASE {TEMPLATE}")
     os.environ["POSTGRES_DB"] = TEMPLATE
     get_settings.cache_clear()
     command.upgrade(Config(ALEMBIC_INI), "head")
@@ -135,22 +143,22 @@ def migrated_template(postgres: Postgres) -> str:
 
 
 @pytest.fixture
-def database(migrated_template: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def database(execute: Execute, migrated_template: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """A database of this test alone, at the newest schema; `get_settings()` names it."""
-    with cloned_database(monkeypatch, template=migrated_template) as name:
+    with cloned_database(execute, monkeypatch, template=migrated_template) as name:
         yield name
 
 
 @contextmanager
-def cloned_database(monkeypatch: pytest.MonkeyPatch, template: str) -> Iterator[str]:
+def cloned_database(execute: Execute, monkeypatch: pytest.MonkeyPatch, template: str) -> Iterator[str]:
     """A new database, while the settings name it."""
     name = f"test_{uuid4().hex}"
-    asyncio.run(execute(f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY FILE_COPY"))
+    execute(f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY FILE_COPY")
     monkeypatch.setenv("POSTGRES_DB", name)
     get_settings.cache_clear()
     yield name
     get_settings.cache_clear()
-    asyncio.run(execute(f"DROP DATABASE {name} WITH (FORCE)"))
+    execute(f"DROP DATABASE {name} WITH (FORCE)")
 
 
 @pytest.fixture
@@ -161,12 +169,18 @@ def settings(database: str, valkey: Valkey) -> Settings:
     return get_settings()
 
 
+@cache
+def whole_app() -> FastAPI:
+    """The app with all features, built once: that takes longer than most tests. Starting it reads its settings."""
+    settings = get_settings()
+    return create_application(build_router(settings), settings, docs_guard=[Depends(get_current_superuser)])
+
+
 @pytest.fixture
 async def app(settings: Settings) -> AsyncIterator[FastAPI]:
     """The whole app, started."""
-    app = create_application(
-        router=build_router(settings), settings=settings, docs_guard=[Depends(get_current_superuser)]
-    )
+    app = whole_app()
+    app.state.settings = settings
     async with app.router.lifespan_context(app):
         yield app
 

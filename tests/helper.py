@@ -1,17 +1,24 @@
 """Builders: one for each thing a test needs to be there."""
 
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
 from itertools import count
 from typing import Any
+from uuid import UUID, uuid5
 
-from sqlalchemy import select
+from sqlalchemy import Engine, event, select, text
 from sqlmodel import SQLModel
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from app.core.config import Settings
-from app.core.security import TokenKind, create_token, new_token_id
+from app.core.db.models import utc_now
+from app.core.security import create_access_token
 from app.crud.crud_rate_limit import crud_rate_limits
 from app.crud.crud_tier import crud_tiers
 from app.crud.crud_users import crud_users
+from app.models.login_session import LoginSession
 from app.models.rate_limit import RateLimit
 from app.models.tier import Tier
 from app.models.user import User
@@ -32,8 +39,21 @@ async def create_user(db: AsyncSession, **values: Any) -> User:
         "hashed_password": HASHED_PASSWORD,
     }
     user = await crud_users.create(db, User(**defaults | values))
-    await db.commit()
+    await create_session(db, user, id=session_of(user))
     return user
+
+
+def session_of(user: User) -> UUID:
+    """The login that every user of `create_user` has, for `signed_in`."""
+    return uuid5(user.uuid, "the first login")
+
+
+async def create_session(db: AsyncSession, user: User, **values: Any) -> LoginSession:
+    """A committed login of a user."""
+    session = LoginSession(user_id=user.id, expires_at=utc_now() + timedelta(days=1), **values)
+    db.add(session)
+    await db.commit()
+    return session
 
 
 async def create_superuser(db: AsyncSession, **values: Any) -> User:
@@ -56,13 +76,38 @@ async def create_rate_limit(db: AsyncSession, tier: Tier, **values: Any) -> Rate
     return rate_limit
 
 
-def signed_in(user: User, settings: Settings, session_id: str | None = None) -> dict[str, str]:
-    """The headers of somebody who has just signed in."""
-    token = create_token(TokenKind.ACCESS, settings, user.uuid, session_id or new_token_id())
+def signed_in(user: User, settings: Settings, session_id: UUID | None = None) -> dict[str, str]:
+    """The headers of somebody who is signed in, by the login they have from `create_user` or another one."""
+    token = create_access_token(settings, user.uuid, session_id or session_of(user))
     return {"Authorization": f"Bearer {token}"}
 
 
-async def all_rows(db: AsyncSession) -> dict[str, set[Any]]:
+async def all_rows(db: AsyncSession) -> dict[str, set[str]]:
     """Every row of every table, to compare with what is there later."""
     connection = await db.connection()
-    return {table.name: set(await connection.execute(select(table))) for table in SQLModel.metadata.sorted_tables}
+    tables = SQLModel.metadata.sorted_tables
+    return {table.name: set(map(repr, await connection.execute(select(table)))) for table in tables}
+
+
+async def until_waited_for(db: AsyncSession) -> None:
+    """Returns once another session waits for what this transaction has locked."""
+    waiting = text("SELECT count(*) FROM pg_locks WHERE pg_backend_pid() = ANY(pg_blocking_pids(pid))")
+    connection = await db.connection()
+    async with asyncio.timeout(10):
+        while not await connection.scalar(waiting):  # noqa: ASYNC110 -- it asks another process
+            await asyncio.sleep(0.01)
+
+
+@contextmanager
+def counted_statements() -> Iterator[list[str]]:
+    """Every statement that is sent to PostgreSQL meanwhile, by this process."""
+    statements: list[str] = []
+
+    def note(connection: Any, cursor: Any, statement: str, *_: Any) -> None:
+        statements.append(statement)
+
+    event.listen(Engine, "before_cursor_execute", note)
+    try:
+        yield statements
+    finally:
+        event.remove(Engine, "before_cursor_execute", note)

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from app.core.config import Settings, SettingsError
-from app.core.security import hash_password
+from app.core.passwords import hash_password
 from app.crud.crud_users import crud_users
 from app.models.user import UserCreate
 
@@ -29,7 +29,7 @@ async def create_first_superuser(db: AsyncSession, settings: Settings) -> str:
     if namesake is not None and namesake.is_superuser:  # who has another user name by now
         existing = namesake
     if existing is None:
-        hashed = await hash_password(values.password.get_secret_value())
+        hashed = await hash_password(values.password.get_secret_value(), settings)
         await crud_users.register(db, values, hashed, is_superuser=True)
         return f"Superuser {values.username} created."
     if existing.is_superuser and not existing.is_deleted:

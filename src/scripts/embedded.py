@@ -106,7 +106,7 @@ class Postgres(Server):
         }
         if not self.durable:
             options |= {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
-            options |= {"max_connections": 200}
+            options |= {"max_connections": 200, "scram_iterations": 1}
         flags = [flag for name, value in options.items() for flag in ("-c", f"{name}={value}")]
         return [_postgres_binary("postgres"), "-D", str(self.folder), *flags]
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from app.models.mail_token import MailPurpose
 from app.models.user import User
 from tests.helper import PASSWORD
 
@@ -23,14 +24,24 @@ MATRIX = {
     ("POST",   "/login"):                               (200,      200,   200,   200,     200),
     ("POST",   "/refresh"):                             (401,      200,   200,   401,     200),
     ("POST",   "/logout"):                              (401,      200,   200,   200,     200),
+    ("POST",   "/password_reset"):                      (202,      202,   202,   202,     202),
+    ("POST",   "/password_reset/confirm"):              (200,      200,   200,   200,     200),
+    ("POST",   "/email_verification"):                  (401,      202,   202,   401,     202),
+    ("POST",   "/email_verification/confirm"):          (200,      200,   200,   200,     200),
     ("POST",   "/user"):                                (201,      201,   201,   201,     201),
     ("GET",    "/user/me"):                             (401,      200,   200,   401,     200),
     ("GET",    "/user/me/"):                            (401,      200,   200,   401,     200),
+    ("POST",   "/user/me/password"):                    (401,      200,   200,   401,     200),
+    ("GET",    "/user/me/sessions"):                    (401,      200,   200,   401,     200),
+    ("DELETE", "/user/me/sessions"):                    (401,      200,   200,   401,     200),
+    ("DELETE", "/user/me/sessions/{id}"):               (401,      200,   404,   401,     404),
     ("GET",    "/users"):                               (200,      200,   200,   401,     200),
     ("GET",    "/user/{username}"):                     (200,      200,   200,   401,     200),
     ("PATCH",  "/user/{username}"):                     (401,      200,   403,   401,     200),
     ("DELETE", "/user/{username}"):                     (401,      200,   403,   401,     403),
     ("DELETE", "/db_user/{username}"):                  (401,      403,   403,   401,     200),
+    ("GET",    "/user/{username}/sessions"):            (401,      403,   403,   401,     200),
+    ("DELETE", "/user/{username}/sessions"):            (401,      403,   403,   401,     200),
     ("GET",    "/user/{username}/tier"):                (401,      200,   403,   401,     200),
     ("PATCH",  "/user/{username}/tier"):                (401,      403,   403,   401,     200),
     ("GET",    "/user/{username}/rate_limits"):         (401,      200,   403,   401,     200),
@@ -44,6 +55,7 @@ MATRIX = {
     ("GET",    "/tier/{tier_name}/rate_limit/{id}"):    (200,      200,   200,   200,     200),
     ("PATCH",  "/tier/{tier_name}/rate_limit/{id}"):    (401,      403,   403,   401,     200),
     ("DELETE", "/tier/{tier_name}/rate_limit/{id}"):    (401,      403,   403,   401,     200),
+    ("GET",    "/security_events"):                     (401,      403,   403,   401,     200),
     ("POST",   "/tasks/task"):                          (201,      201,   201,   401,     201),
     ("GET",    "/tasks/task/{task_id}"):                (404,      200,   404,   401,     200),
 }
@@ -57,6 +69,7 @@ class World:
     owner: User
     path: dict[str, Any]
     tier_id: int
+    mail_tokens: dict[MailPurpose, str]
     new: str
 
 
@@ -64,8 +77,18 @@ class World:
 Body = Callable[[World], dict[str, Any]]
 BODIES: dict[tuple[str, str], Body] = {
     ("POST", "/login"): lambda world: {"data": {"username": world.owner.username, "password": PASSWORD}},
+    ("POST", "/password_reset"): lambda world: {"json": {"email": world.owner.email}},
+    ("POST", "/password_reset/confirm"): lambda world: {
+        "json": {"token": world.mail_tokens[MailPurpose.PASSWORD_RESET], "new_password": "analytical engine"}
+    },
+    ("POST", "/email_verification/confirm"): lambda world: {
+        "json": {"token": world.mail_tokens[MailPurpose.EMAIL_VERIFICATION]}
+    },
     ("POST", "/user"): lambda world: {
         "json": {"name": "New", "username": world.new, "email": f"{world.new}@example.com", "password": PASSWORD}
+    },
+    ("POST", "/user/me/password"): lambda _: {
+        "json": {"current_password": PASSWORD, "new_password": "analytical engine"}
     },
     ("PATCH", "/user/{username}"): lambda _: {"json": {"name": "Changed"}},
     ("PATCH", "/user/{username}/tier"): lambda world: {"json": {"tier_id": world.tier_id}},

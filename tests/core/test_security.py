@@ -1,10 +1,12 @@
-"""Passwords and tokens. The forged tokens are signed by hand, with the real key wherever that is not the point."""
+"""Tokens. The forged tokens are signed by hand, with the real key wherever that is not the point."""
 
-import asyncio
 import base64
 import hmac
 import json
 import time
+from contextlib import nullcontext
+from dataclasses import replace
+from datetime import timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -13,33 +15,32 @@ import pytest
 from pydantic import SecretStr
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from app.core import security
 from app.core.config import Settings
+from app.core.db.models import utc_now
+from app.core.keyring import kid_of
 from app.core.security import (
-    HashingBusy,
     InvalidToken,
-    TokenKind,
-    create_token,
-    decode_token,
-    hash_password,
-    new_token_id,
-    verify_password,
+    create_access_token,
+    create_refresh_token,
+    decode_access_token,
+    parse_refresh_token,
 )
-from tests.helper import create_user, signed_in
+from tests.helper import counted_statements, create_user, signed_in
 
 pytestmark = pytest.mark.anyio
 
 SETTINGS = Settings()
 KEY = SETTINGS.SECRET_KEY.get_secret_value()
 USER = UUID("0b0f5c39-8f3f-4a53-9e0c-6f3f6f1f7a11")
-HEADER = {"alg": "HS256", "typ": "at+jwt"}
+LOGIN = UUID("7c9e6679-7425-40de-944b-e07fc1f90ae7")
+HEADER = {"alg": "HS256", "typ": "at+jwt", "kid": kid_of(KEY)}
 CLAIMS = ("iss", "aud", "sub", "sid", "jti", "iat", "nbf", "exp")
 
 
 def claims(**changes: Any) -> dict[str, Any]:
     """The claims of a good access token, but for the changes; what is changed to `...` is left out."""
     now = int(time.time())
-    good = {"iss": "slipway", "aud": "slipway", "sub": str(USER), "sid": "a login", "jti": "a token"}
+    good = {"iss": "slipway", "aud": "slipway", "sub": str(USER), "sid": LOGIN.hex, "jti": "a token"}
     times = {"iat": now, "nbf": now, "exp": now + 900}
     return {name: value for name, value in (good | times | changes).items() if value is not ...}
 
@@ -92,7 +93,12 @@ FORGERIES = {
     "jwk": with_header(jwk={"kty": "oct", "k": encoded(b"k" * 32)}),
     "jku": with_header(jku="https://example.com/keys"),
     "kid": with_header(kid="../../dev/null"),
+    "kid missing": with_header(kid=...),
+    "kid null": with_header(kid=None),
+    "kid empty": with_header(kid=""),
+    "kid of another key": with_header(kid=kid_of("k" * 32)),
     "kid not a string": with_header(kid=1),
+    "kid a list": with_header(kid=[kid_of(KEY)]),
     "x5u": with_header(x5u="https://example.com/cert"),
     "crit": with_header(crit=["exp"], exp=1),
     "crit empty": with_header(crit=[]),
@@ -130,6 +136,8 @@ FORGERIES = {
     "sub a number": forged(sub=1),
     "sub empty": forged(sub=""),
     "sub a lone surrogate": forged(sub="\ud800"),
+    "sid not a uuid": forged(sid="a login"),
+    "sid a number": forged(sid=1),
     "jti not a string": forged(jti=1),
     # Not a token at all.
     "payload not an object": signed(HEADER, [claims()]),
@@ -162,54 +170,149 @@ FORGERIES = {
 
 def test_the_hand_made_token_is_good() -> None:
     """Otherwise the forgeries below would all be refused for one and the same reason."""
-    token = decode_token(GOOD, TokenKind.ACCESS, SETTINGS)
-    assert (token.user_uuid, token.session_id, token.jti) == (USER, "a login", "a token")
+    token = decode_access_token(GOOD, SETTINGS)
+    assert (token.user_uuid, token.session_id, token.jti) == (USER, LOGIN, "a token")
 
 
 @pytest.mark.parametrize("name", FORGERIES)
 def test_a_forgery_is_refused(name: str) -> None:
     with pytest.raises(InvalidToken):
-        decode_token(FORGERIES[name], TokenKind.ACCESS, SETTINGS)
+        decode_access_token(FORGERIES[name], SETTINGS)
 
 
 @pytest.mark.parametrize("name", [name for name in FORGERIES if name != "expired"])
 def test_allowing_expired_tokens_allows_nothing_else(name: str) -> None:
     with pytest.raises(InvalidToken):
-        decode_token(FORGERIES[name], TokenKind.ACCESS, SETTINGS, allow_expired=True)
+        decode_access_token(FORGERIES[name], SETTINGS, allow_expired=True)
 
 
 def test_an_expired_token_is_read_where_that_is_allowed() -> None:
-    assert decode_token(FORGERIES["expired"], TokenKind.ACCESS, SETTINGS, allow_expired=True).user_uuid == USER
+    assert decode_access_token(FORGERIES["expired"], SETTINGS, allow_expired=True).user_uuid == USER
 
 
-@pytest.mark.parametrize("kind", TokenKind)
-def test_a_token_says_what_was_put_into_it(kind: TokenKind) -> None:
-    session_id = new_token_id()
-    raw = create_token(kind, SETTINGS, USER, session_id, jti="its id")
+def test_a_token_says_what_was_put_into_it() -> None:
+    token = decode_access_token(create_access_token(SETTINGS, USER, LOGIN), SETTINGS)
 
-    token = decode_token(raw, kind, SETTINGS)
-    assert (token.user_uuid, token.session_id, token.jti) == (USER, session_id, "its id")
-    seconds = token.expires_at.timestamp() - time.time()
-    assert seconds == pytest.approx(900 if kind is TokenKind.ACCESS else 7 * 86_400, abs=5)
-
-
-def test_one_kind_of_token_is_never_taken_for_the_other() -> None:
-    for kind, other in ((TokenKind.ACCESS, TokenKind.REFRESH), (TokenKind.REFRESH, TokenKind.ACCESS)):
-        with pytest.raises(InvalidToken):
-            decode_token(create_token(kind, SETTINGS, USER, "a login"), other, SETTINGS)
+    assert (token.user_uuid, token.session_id) == (USER, LOGIN)
+    assert token.expires_at.timestamp() - time.time() == pytest.approx(900, abs=5)
 
 
 def test_a_token_of_another_key_or_issuer_or_algorithm_is_refused() -> None:
     ours = SETTINGS.model_copy(update={"SECRET_KEY": SecretStr(KEY * 2)})  # long enough for HS512
     for changed in ({"SECRET_KEY": SecretStr(KEY * 3)}, {"TOKEN_ISSUER": "somebody"}, {"ALGORITHM": "HS512"}):
-        theirs = create_token(TokenKind.ACCESS, ours.model_copy(update=changed), USER, "a login")
+        theirs = create_access_token(ours.model_copy(update=changed), USER, LOGIN)
         with pytest.raises(InvalidToken):
-            decode_token(theirs, TokenKind.ACCESS, ours)
+            decode_access_token(theirs, ours)
 
 
 def test_no_two_tokens_are_alike() -> None:
-    assert len({create_token(TokenKind.ACCESS, SETTINGS, USER, "a login") for _ in range(100)}) == 100
-    assert len({new_token_id() for _ in range(100)}) == 100
+    assert len({create_access_token(SETTINGS, USER, LOGIN) for _ in range(100)}) == 100
+
+
+# ---- Refresh tokens ----
+
+SALT = b"0123456789abcdef"
+
+
+def test_a_refresh_token_is_genuine_for_its_login_generation_and_key_alone() -> None:
+    token = parse_refresh_token(create_refresh_token(SETTINGS, LOGIN, SALT, 3))
+    other_key = SETTINGS.model_copy(update={"SECRET_KEY": SecretStr("k" * 32)})
+
+    assert (token.session_id, token.generation) == (LOGIN, 3)
+    assert token.is_genuine(SALT, SETTINGS)
+    assert not token.is_genuine(SALT[::-1], SETTINGS)
+    assert not token.is_genuine(SALT, other_key)
+    assert not replace(token, generation=4).is_genuine(SALT, SETTINGS)
+    assert not replace(token, session_id=uuid4()).is_genuine(SALT, SETTINGS)
+    assert not replace(token, secret="A" * 43).is_genuine(SALT, SETTINGS)
+
+
+def test_what_has_not_the_form_of_a_refresh_token_is_refused() -> None:
+    good = create_refresh_token(SETTINGS, LOGIN, SALT, 3)
+    login, generation, secret = good.split(".")
+    for broken in (
+        "",
+        ".",
+        "..",
+        f"{login}.{generation}",
+        f"{good}.",
+        f" {good}",
+        f"{good}\n",
+        f"{login.upper()}.{generation}.{secret}",
+        f"{LOGIN}.{generation}.{secret}",
+        f"{login}.-1.{secret}",
+        f"{login}.03.{secret}",
+        f"{login}.\u0663.{secret}",
+        f"{login}.{'9' * 5_000}.{secret}",
+        f"{login}.{generation}.{secret}=",
+        f"{login}.{generation}.{secret[:-1]}",
+        GOOD,
+    ):
+        with pytest.raises(InvalidToken):
+            parse_refresh_token(broken)
+
+
+# ---- Several keys ----
+
+
+def test_old_keys_verify_and_the_new_one_signs() -> None:
+    old, new = "o1d-" * 10, "n3w-" * 10
+    before = SETTINGS.model_copy(update={"SECRET_KEY": SecretStr(old)})
+    after = SETTINGS.model_copy(update={"SECRET_KEY": SecretStr(new), "OTHER_SECRET_KEYS": SecretStr(old)})
+    retired = SETTINGS.model_copy(update={"SECRET_KEY": SecretStr(new)})
+    access, refresh = create_access_token(before, USER, LOGIN), create_refresh_token(before, LOGIN, SALT, 3)
+
+    assert decode_access_token(access, after).user_uuid == USER
+    assert parse_refresh_token(refresh).is_genuine(SALT, after)
+    assert decode_access_token(create_access_token(after, USER, LOGIN), retired).user_uuid == USER
+    with pytest.raises(InvalidToken):
+        decode_access_token(create_access_token(after, USER, LOGIN), before)
+    with pytest.raises(InvalidToken):
+        decode_access_token(access, retired)
+    assert not parse_refresh_token(refresh).is_genuine(SALT, retired)
+
+
+@pytest.mark.parametrize(("minutes", "verifies"), [(1, True), (-1, False)])
+def test_an_old_key_verifies_until_its_moment(minutes: int, verifies: bool) -> None:
+    old, moment = "o1d-" * 10, utc_now() + timedelta(minutes=minutes)
+    before = SETTINGS.model_copy(update={"SECRET_KEY": SecretStr(old)})
+    after = SETTINGS.model_copy(update={"OTHER_SECRET_KEYS": SecretStr(f"{old}@{moment.isoformat()}")})
+    access, refresh = create_access_token(before, USER, LOGIN), create_refresh_token(before, LOGIN, SALT, 3)
+
+    assert parse_refresh_token(refresh).is_genuine(SALT, after) is verifies
+    with nullcontext() if verifies else pytest.raises(InvalidToken):
+        decode_access_token(access, after)
+
+
+def test_a_key_cannot_be_taken_for_another_by_its_name() -> None:
+    old = "o1d-" * 10
+    both = SETTINGS.model_copy(update={"OTHER_SECRET_KEYS": SecretStr(old)})
+    with pytest.raises(InvalidToken):
+        decode_access_token(signed(HEADER | {"kid": kid_of(old)}, claims()), both)
+
+
+# ---- Over HTTP ----
+
+
+async def test_a_forgery_is_refused_before_any_sql(client: httpx2.AsyncClient) -> None:
+    with counted_statements() as statements:
+        for name, forgery in FORGERIES.items():
+            # Spaces at its ends are the header's and no longer the token's.
+            if forgery.isascii() and forgery.isprintable() and forgery == forgery.strip() and len(forgery) < 50_000:
+                for path in ("user/me/", "users", "user/ada"):
+                    answer = await client.get(path, headers={"Authorization": f"Bearer {forgery}"})
+                    assert answer.status_code == 401, name
+                    assert answer.headers["WWW-Authenticate"] == "Bearer"
+    assert statements == []
+
+
+async def test_who_is_asking_costs_one_statement(
+    client: httpx2.AsyncClient, db: AsyncSession, settings: Settings
+) -> None:
+    headers = signed_in(await create_user(db), settings)
+    with counted_statements() as statements:
+        assert (await client.get("user/me/", headers=headers)).status_code == 200
+    assert len(statements) == 1
 
 
 async def test_a_bad_authorisation_header_is_401(client: httpx2.AsyncClient) -> None:
@@ -233,32 +336,3 @@ async def test_a_second_authorisation_header_is_401(
     for second in ("Bearer x", "Basic x", good):
         answer = await client.get("users", headers=[("Authorization", good), ("Authorization", second)])
         assert answer.status_code == 401
-
-
-async def test_a_hash_knows_its_password() -> None:
-    hashed = await hash_password("correct horse battery")
-
-    assert await verify_password("correct horse battery", hashed)
-    assert not await verify_password("correct horse batterx", hashed)
-    assert hashed != await hash_password("correct horse battery"), "each hash has a salt of its own"
-
-
-async def test_nobodys_password_is_never_right() -> None:
-    for password in ("", "correct horse battery", "nobody"):
-        assert not await verify_password(password, None)
-
-
-async def test_a_missing_hash_costs_what_a_real_one_costs() -> None:
-    parameters = (await hash_password("x")).split("$")[:4]
-    assert security._NOBODYS_HASH.split("$")[:4] == parameters
-
-
-async def test_too_many_hashes_at_once_are_turned_away(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(security, "HASHES_WAITING", 3)
-
-    results = await asyncio.gather(*(hash_password("x") for _ in range(12)), return_exceptions=True)
-
-    hashed = [result for result in results if isinstance(result, str)]
-    assert len(hashed) == security.HASHES_AT_ONCE + 3
-    assert all(isinstance(result, HashingBusy) for result in results if result not in hashed)
-    assert await hash_password("x"), "and then there is room again"

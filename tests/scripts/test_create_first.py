@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 import subprocess
 import sys
 
@@ -115,4 +116,16 @@ def test_without_a_database_the_exit_code_is_not_0(script: str) -> None:
         check=False,
     )
     assert done.returncode == 1
-    assert done.stderr == "The database is not available. Try again shortly.\n"
+    assert re.fullmatch(
+        r"The database is not available\. Try again shortly\. \(.*Connect call failed.*\)\n", done.stderr
+    )
+
+
+def test_a_wrong_password_is_said_without_the_password(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POSTGRES_PASSWORD", "not the one")
+    get_settings.cache_clear()
+    with pytest.raises(SystemExit) as stopped:
+        create_first_tier.run()
+    monkeypatch.undo()  # The database is dropped with the right one.
+    message = 'The database is not available. Try again shortly. (password authentication failed for user "tester")'
+    assert stopped.value.code == message

@@ -26,7 +26,11 @@ class Make:
         self._log = project.parent / f"{name}.log"
         with self._log.open("w") as log:
             self._process = subprocess.Popen(
-                ["make", "install"], cwd=project, env=os.environ | {"PYTHON": sys.executable}, stdout=log, stderr=log
+                ["make", "--no-print-directory", "install"],
+                cwd=project,
+                env=os.environ | {"PYTHON": sys.executable},
+                stdout=log,
+                stderr=log,
             )
 
     @property

@@ -1,26 +1,32 @@
 """Every dependency, named once: signatures in `api/v1/` are made of these."""
 
+from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Annotated
+from urllib.parse import urlsplit
+from uuid import UUID
 
 from fastapi import Depends, Path, Query, Request, Response
 from fastapi.security import APIKeyCookie, OAuth2PasswordBearer
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from app.core.config import Settings
-from app.core.db.database import async_get_db
+from app.core.db.database import async_get_db, reading
 from app.core.exceptions.http_exceptions import Forbidden, Unauthorized, Unprocessable
+from app.core.exceptions.problem_response import request_id_of
 from app.core.schemas import MAX_ID, VisibleText
-from app.core.security import InvalidToken, Token, TokenKind, decode_token
+from app.core.security import AccessToken, InvalidToken, decode_access_token
 from app.core.setup import Dependency
 from app.core.utils import queue
 from app.core.utils.rate_limit import route_templates
 from app.crud.crud_rate_limit import RateLimitNotFound, crud_rate_limits
+from app.crud.crud_security_event import Client
 from app.crud.crud_tier import TierNotFound, crud_tiers
 from app.crud.crud_users import UserNotFound, crud_users
 from app.crud.helper import Paging
 from app.models.job import JobNotFound, JobRead, may_see
 from app.models.rate_limit import EVERY_PATH, RateLimit, RateLimitCreate, RateLimitUpdate
+from app.models.security_event import EventKind
 from app.models.tier import Tier, TierName
 from app.models.user import ExistingUsername, User
 
@@ -66,6 +72,7 @@ async def never_cached(response: Response) -> None:
 # ---- Who is asking ----
 
 REFRESH_COOKIE = "refresh_token"
+LONGEST_USER_AGENT = 255
 
 _bearer = OAuth2PasswordBearer("/api/v1/login", auto_error=False)
 _refresh_cookie = APIKeyCookie(name=REFRESH_COOKIE, scheme_name="RefreshCookie", auto_error=False)
@@ -74,27 +81,48 @@ BearerToken = Annotated[str | None, Depends(_bearer)]
 RefreshCookie = Annotated[str | None, Depends(_refresh_cookie)]
 
 
-async def get_access_token(request: Request, bearer: BearerToken, settings: SettingsDep) -> Token | None:
+def get_client(request: Request) -> Client:
+    """Where the request comes from."""
+    agent = request.headers.get("User-Agent", "")[:LONGEST_USER_AGENT]
+    visible = agent.encode("ascii", "replace").decode() if agent.isprintable() else None
+    return Client(request.client.host if request.client else None, visible or None, request_id_of(request))
+
+
+ClientDep = Annotated[Client, Depends(get_client)]
+
+
+async def get_access_token(request: Request, bearer: BearerToken, settings: SettingsDep) -> AccessToken | None:
     """The verified access token, if there is one. A broken one is an error, never an anonymous caller."""
     if len(request.headers.getlist("Authorization")) > (bearer is not None):
         raise InvalidToken  # Another scheme, no scheme, or a second header that nobody would have looked at.
-    return None if bearer is None else decode_token(bearer, TokenKind.ACCESS, settings)
+    return None if bearer is None else decode_access_token(bearer, settings)
 
 
-AccessToken = Annotated[Token | None, Depends(get_access_token)]
+OptionalToken = Annotated[AccessToken | None, Depends(get_access_token)]
 
 
-async def get_optional_user(token: AccessToken, db: SessionDep) -> User | None:
-    """The signed-in user, or nobody. One query; none for nobody."""
+async def get_optional_user(token: OptionalToken) -> User | None:
+    """The signed-in user, or nobody. One statement, before the request's own transaction; none for nobody."""
     if token is None:
         return None
-    user = await crud_users.get_by_token(db, token.user_uuid, token.jti, token.session_id)
+    async with reading() as db:
+        user = await crud_users.get_signed_in(db, token.user_uuid, token.session_id, token.jti)
     if user is None:
         raise InvalidToken
     return user
 
 
 OptionalUser = Annotated[User | None, Depends(get_optional_user)]
+
+
+async def get_current_token(token: OptionalToken) -> AccessToken:
+    """The access token of the caller, who has to have one."""
+    if token is None:
+        raise Unauthorized
+    return token
+
+
+CurrentToken = Annotated[AccessToken, Depends(get_current_token)]
 
 
 async def get_current_user(user: OptionalUser) -> User:
@@ -115,6 +143,33 @@ async def get_current_superuser(user: CurrentUser) -> User:
 
 
 CurrentSuperuser = Annotated[User, Depends(get_current_superuser)]
+
+
+class CrossSiteRequest(Forbidden):
+    text = "This may not be asked from another site's page."
+
+
+def require_same_site(request: Request, settings: SettingsDep) -> None:
+    """For what a browser's cookie alone can do: refuses what another site's page makes the browser ask.
+
+    Goes by `Sec-Fetch-Site`, and by `Origin` where a browser is too old to send it. Neither means no browser.
+    Origins that CORS allows are no strangers.
+    """
+    site, origin = request.headers.get("Sec-Fetch-Site"), request.headers.get("Origin")
+    if origin is not None and origin in getattr(settings, "CORS_ORIGINS", ()):
+        return
+    if site is None and (origin is None or _host_of(origin) == request.url.hostname):
+        return
+    if site not in {"same-origin", "same-site", "none"}:
+        raise CrossSiteRequest
+
+
+def _host_of(origin: str) -> str | None:
+    try:
+        return urlsplit(origin).hostname
+    except ValueError:
+        return None
+
 
 # ---- What is asked for: loaded, or 404 ----
 
@@ -193,11 +248,8 @@ async def get_rate_limit(
 RateLimitDep = Annotated[RateLimit, Depends(get_rate_limit)]
 
 
-async def get_job(
-    viewer: OptionalUser, task_id: Annotated[str, Path(pattern=r"^[0-9a-f-]{1,64}$")], db: SessionDep
-) -> JobRead:
+async def get_job(viewer: OptionalUser, task_id: Annotated[str, Path(pattern=r"^[0-9a-f-]{1,64}$")]) -> JobRead:
     """The job in the path. Somebody else's looks the same as one that does not exist."""
-    await db.close()  # If Valkey hangs, the database's connection is not to hang with it.
     async with queue.bounded():
         job = await queue.find_job(task_id) if may_see(viewer, task_id) else None
     if job is None:
@@ -207,7 +259,27 @@ async def get_job(
 
 JobDep = Annotated[JobRead, Depends(get_job)]
 
+SessionId = Annotated[UUID, Path(alias="id")]
+
 # ---- What is sent ----
+
+
+@dataclass(frozen=True, slots=True)
+class WantedEvents:
+    """Which security events are asked for."""
+
+    kind: EventKind | None
+    user_id: int | None
+
+
+def get_wanted_events(
+    kind: EventKind | None = None, user_id: Annotated[int | None, Query(ge=1, le=MAX_ID)] = None
+) -> WantedEvents:
+    """Which security events are asked for: all, or of one kind, or about one user."""
+    return WantedEvents(kind, user_id)
+
+
+EventFilter = Annotated[WantedEvents, Depends(get_wanted_events)]
 
 TaskMessage = Annotated[str, VisibleText(500), Query(description="What the task is to say.")]
 

@@ -1,31 +1,193 @@
-"""What a signed-in client holds: an access token in the answer, a refresh token in a cookie."""
+"""What signing in, staying so and signing out do, between HTTP and the tables."""
 
+import ipaddress
 from contextlib import suppress
+from datetime import timedelta
 from uuid import UUID
 
 from fastapi import Response
+from sqlmodel.ext.asyncio.session import AsyncSession
 
 from app.api.dependencies import REFRESH_COOKIE
 from app.core.config import EnvironmentOption, Settings, environment_of
-from app.core.security import InvalidToken, TokenKind, create_token, decode_token, lifetime
-from app.models.token import AccessTokenRead
+from app.core.db.database import reading
+from app.core.db.models import utc_now
+from app.core.exceptions.http_exceptions import Unauthorized
+from app.core.passwords import verify_password
+from app.core.security import (
+    InvalidToken,
+    RefreshToken,
+    create_access_token,
+    create_refresh_token,
+    decode_access_token,
+    parse_refresh_token,
+)
+from app.crud.crud_login_session import crud_login_sessions
+from app.crud.crud_login_throttle import crud_login_throttle
+from app.crud.crud_security_event import Client, crud_security_events
+from app.crud.crud_token_blacklist import crud_token_blacklist
+from app.crud.crud_users import crud_users
+from app.models.login_session import LoginSession
+from app.models.security_event import EventKind
+from app.models.token import AccessTokenRead, LoginForm
+from app.models.user import User
 
 COOKIE_PATH = "/api/v1"
+FREE_FAILURES_OF_ACCOUNT = 5
+FREE_FAILURES_OF_ADDRESS = 100  # many people can share one
 
 
-def issue_tokens(response: Response, settings: Settings, user_uuid: UUID, session_id: str) -> AccessTokenRead:
-    """Puts a new refresh token of this login into the cookie and returns its new access token."""
+class WrongCredentials(Unauthorized):
+    """The same for an unknown, deleted or locked account and for a wrong password."""
+
+    text = "Wrong user name, e-mail address or password."
+    keeps_changes = True
+
+
+class ReusedToken(InvalidToken):
+    """Looks like any other invalid token: who stole one learns nothing from it."""
+
+    keeps_changes = True
+
+    @classmethod
+    def problem_type(cls) -> str:
+        return InvalidToken.problem_type()
+
+
+# ---- Signing in ----
+
+
+async def sign_in(form: LoginForm, db: AsyncSession, settings: Settings, client: Client) -> tuple[User, LoginSession]:
+    """Checks name and password and starts a login. `db` is not touched until the hash is computed.
+
+    Raises: WrongCredentials, HashingBusy.
+    """
+    async with reading() as questions:
+        user = await crud_users.get_by_login(questions, form.username)
+    hashed = user.hashed_password if user else None
+    matches, renewed = await verify_password(form.password.get_secret_value(), hashed, settings)
+    if not await may_pass(db, user, client, matches=matches) or user is None:
+        raise WrongCredentials
+    user = await crud_users.lock_unchanged(db, user)
+    if user is None:  # Deleted, or given another password, while the hash was computed.
+        raise WrongCredentials
+    if renewed is not None:
+        user.hashed_password = renewed
+    session = LoginSession(user_id=user.id, expires_at=utc_now())
+    session.sqlmodel_update(_from(client))
+    session.use(utc_now(), settings)
+    db.add(session)
+    await crud_security_events.record(db, EventKind.LOGIN, client, user_id=user.id, session_id=session.id)
+    return user, session
+
+
+async def may_pass(db: AsyncSession, user: User | None, client: Client, *, matches: bool) -> bool:
+    """Whether a password that was given opens the account; counts it when it was wrong.
+
+    Decided after the hash was computed and one after the other for each account, so that of many guesses at once
+    no more are answered than of as many in turn.
+    """
+    keys = await _throttle_keys(db, user, client)
+    user_id = user.id if user else None
+    if await crud_login_throttle.is_locked(db, keys):
+        await crud_security_events.record(db, EventKind.LOGIN_FAILED, client, user_id=user_id, locked=True)
+        return False
+    if matches:
+        await crud_login_throttle.forgive(db, *(key for key in keys if key.startswith("account:")))
+        return True
+    await crud_security_events.record(db, EventKind.LOGIN_FAILED, client, user_id=user_id)
+    if await crud_login_throttle.fail(db, keys):
+        await crud_security_events.record(db, EventKind.LOGIN_LOCKED, client, user_id=user_id)
+    return False
+
+
+async def _throttle_keys(db: AsyncSession, user: User | None, client: Client) -> dict[str, int]:
+    """What failures count under. An account has a count of its own for each network its user has signed in from:
+    strangers who guess from elsewhere lock the others out, and not the user.
+    """
+    network = network_of(client.address)
+    keys = {f"address:{network}": FREE_FAILURES_OF_ADDRESS}
+    if user is not None:
+        elsewhere, *known = await account_keys(db, user)
+        here = f"{elsewhere}@{network}"
+        keys[here if here in known else elsewhere] = FREE_FAILURES_OF_ACCOUNT
+    return keys
+
+
+async def account_keys(db: AsyncSession, user: User) -> list[str]:
+    """All that failures of this account count under: from anywhere first, then from where the user has signed in."""
+    known = {network_of(address) for address in await crud_login_sessions.addresses_of_user(db, user.id)}
+    account = f"account:{user.uuid}"
+    return [account, *(f"{account}@{network}" for network in sorted(known))]
+
+
+def network_of(address: str | None) -> str:
+    """What counts as one place: an IPv4 address, or an IPv6 network of 64 bits, which is what one customer gets."""
+    try:
+        parsed = ipaddress.ip_address(address or "")
+    except ValueError:
+        return "unknown"
+    if isinstance(parsed, ipaddress.IPv6Address):
+        mapped = parsed.ipv4_mapped
+        return str(mapped) if mapped else str(ipaddress.ip_network((parsed, 64), strict=False))
+    return str(parsed)
+
+
+def _from(client: Client) -> dict[str, str | None]:
+    return {"address": client.address, "user_agent": client.user_agent}
+
+
+# ---- Staying signed in ----
+
+
+async def rotate(
+    token: RefreshToken, db: AsyncSession, settings: Settings, client: Client
+) -> tuple[User, LoginSession]:
+    """Steps a login to the next generation, or repeats the last step within the grace (two tabs, a lost answer).
+
+    Anything older, or later, is a stolen token or its victim's, and nobody knows which: the login ends
+    (RFC 9700, section 4.14.2).
+
+    Raises: InvalidToken.
+    """
+    found = await crud_login_sessions.lock_with_user(db, token.session_id)
+    now = utc_now()
+    if found is None or not token.is_genuine(found[0].salt, settings) or not found[0].is_live(now):
+        raise InvalidToken
+    session, user = found
+    if token.generation == session.generation:
+        session.generation += 1
+        session.rotated_at = now
+        session.use(now, settings)
+        session.sqlmodel_update(_from(client))
+    elif token.generation != session.generation - 1 or now - session.rotated_at >= _grace(settings):
+        session.revoked_at = now
+        await crud_security_events.record(
+            db, EventKind.REFRESH_REUSED, client, user_id=user.id, session_id=session.id, generation=token.generation
+        )
+        raise ReusedToken
+    return user, session
+
+
+def _grace(settings: Settings) -> timedelta:
+    return timedelta(seconds=settings.REFRESH_GRACE_SECONDS)
+
+
+# ---- What a signed-in client holds ----
+
+
+def issue_tokens(response: Response, settings: Settings, user: User, session: LoginSession) -> AccessTokenRead:
+    """Puts the login's refresh token into the cookie and returns a new access token."""
     response.set_cookie(
         REFRESH_COOKIE,
-        create_token(TokenKind.REFRESH, settings, user_uuid, session_id),
-        max_age=int(lifetime(TokenKind.REFRESH, settings).total_seconds()),
+        create_refresh_token(settings, session.id, session.salt, session.generation),
+        max_age=int((session.expires_at - utc_now()).total_seconds()),
         path=COOKIE_PATH,
         secure=_is_secure(settings),
         httponly=True,
         samesite="lax",
     )
-    access = create_token(TokenKind.ACCESS, settings, user_uuid, session_id)
-    return AccessTokenRead(access_token=access)
+    return AccessTokenRead(access_token=create_access_token(settings, user.uuid, session.id))
 
 
 def forget_tokens(response: Response, settings: Settings) -> None:
@@ -33,15 +195,36 @@ def forget_tokens(response: Response, settings: Settings) -> None:
     response.delete_cookie(REFRESH_COOKIE, path=COOKIE_PATH, secure=_is_secure(settings), httponly=True, samesite="lax")
 
 
-def verified_session_ids(settings: Settings, *, access: str | None, refresh: str | None) -> list[str]:
-    """The logins that these tokens, expired or not, belong to. A token that is not ours counts as none."""
-    found = set()
-    for kind, raw in ((TokenKind.ACCESS, access), (TokenKind.REFRESH, refresh)):
-        with suppress(InvalidToken):
-            found.add(decode_token(raw or "", kind, settings, allow_expired=True).session_id)
-    return sorted(found)
-
-
 def _is_secure(settings: Settings) -> bool:
     # Browsers do not send Secure cookies over plain HTTP, and `local` has nothing else.
     return environment_of(settings) is not EnvironmentOption.LOCAL
+
+
+# ---- Signing out ----
+
+
+async def sign_out(
+    access: str | None, cookie: str | None, db: AsyncSession, settings: Settings, client: Client
+) -> None:
+    """Ends the logins that the tokens, expired or not, belong to. A token that is not ours counts as none.
+
+    Raises: InvalidToken when neither is ours.
+    """
+    ended: set[UUID] = set()
+    with suppress(InvalidToken):
+        token = decode_access_token(access or "", settings, allow_expired=True)
+        await crud_token_blacklist.revoke(db, token.jti, token.expires_at)
+        ended.add(token.session_id)
+    with suppress(InvalidToken):
+        refresh = parse_refresh_token(cookie or "")
+        session = await crud_login_sessions.get(db, refresh.session_id)
+        if session is not None and refresh.is_genuine(session.salt, settings):
+            ended.add(session.id)
+    if not ended:
+        raise InvalidToken
+    for session_id in sorted(ended):
+        session = await crud_login_sessions.get(db, session_id)
+        if session is not None and await crud_login_sessions.end(db, session.id, session.user_id):
+            await crud_security_events.record(
+                db, EventKind.LOGOUT, client, user_id=session.user_id, session_id=session.id
+            )

@@ -1,159 +1,149 @@
-"""Passwords and tokens: functions without a database."""
+"""Tokens: functions without a database."""
 
+import base64
+import hmac
+import re
 import secrets
-from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from enum import StrEnum
-from functools import partial
-from typing import TypeVar
+from hashlib import sha256
 from uuid import UUID
 
-import anyio.to_thread
 import jwt
-from anyio import CapacityLimiter
-from pwdlib import PasswordHash
-from pwdlib.exceptions import UnknownHashError
-from pwdlib.hashers.argon2 import Argon2Hasher
 
 from app.core.config import CryptSettings
 from app.core.db.models import utc_now
-from app.core.exceptions.http_exceptions import ServiceUnavailable, Unauthorized
+from app.core.exceptions.http_exceptions import Unauthorized
 
-# OWASP's minimum for argon2id: 19 MiB, two passes, one lane. Here that is some 20 ms and 19 MiB per hash.
-_PASSWORD_HASH = PasswordHash((Argon2Hasher(time_cost=2, memory_cost=19_456, parallelism=1),))
-
-# Verified in place of the missing hash when nobody has the given name, so that the answer takes as long.
-_NOBODYS_HASH = "$argon2id$v=19$m=19456,t=2,p=1$ttmc1AVjJWSvEsKd6vom5A$6LhJJF31g9W3FttmZC5Zw0pO+Xh6MjKAnpP7XfsxwpI"
-
-HASHES_AT_ONCE = 2  # more would only compete for cores, each with 19 MiB
-HASHES_WAITING = 100  # about a second of work; past it the caller is told to come back
-
-ResultT = TypeVar("ResultT")
-
-_hashing = CapacityLimiter(HASHES_AT_ONCE)
-_hashes_pending = 0  # running and waiting
-
-
-class TokenKind(StrEnum):
-    """The `typ` of a token (RFC 9068 for the access token): one kind is never taken for the other."""
-
-    ACCESS = "at+jwt"
-    REFRESH = "rt+jwt"
-
-
-@dataclass(frozen=True, slots=True)
-class Token:
-    """What a verified token says.
-
-    Attributes:
-        user_uuid: whose token it is. A uuid, so that a reused or changed user name inherits nothing.
-        session_id: the login it belongs to; shared by all tokens that descend from that login.
-        jti: this token's own id.
-    """
-
-    user_uuid: UUID
-    session_id: str
-    jti: str
-    expires_at: datetime
+ACCESS_TOKEN_TYPE = "at+jwt"  # noqa: S105  (RFC 9068: one kind of token is never taken for another)
+_HEADER = {"alg", "typ", "kid"}
+_CLAIMS = ["iss", "aud", "sub", "sid", "jti", "iat", "nbf", "exp"]
+_REFRESH_TOKEN = re.compile(r"([0-9a-f]{32})\.(0|[1-9][0-9]{0,8})\.([A-Za-z0-9_-]{43})", re.ASCII)
 
 
 class InvalidToken(Unauthorized):
     text = "The token is invalid, expired or revoked."
 
 
-class HashingBusy(ServiceUnavailable):
-    text = "Too many sign-ins at once. Try again shortly."
+# ---- Access tokens ----
 
 
-async def hash_password(password: str) -> str:
-    """The argon2id hash of a password, computed off the event loop.
+@dataclass(frozen=True, slots=True)
+class AccessToken:
+    """What a verified access token says.
 
-    Raises: HashingBusy when too many are waiting.
+    Attributes:
+        user_uuid: whose token it is. A uuid, so that a reused or changed user name inherits nothing.
+        session_id: the login it belongs to.
+        jti: this token's own id.
     """
-    return await _hash_in_thread(partial(_PASSWORD_HASH.hash, password))
+
+    user_uuid: UUID
+    session_id: UUID
+    jti: str
+    expires_at: datetime
 
 
-async def verify_password(password: str, hashed: str | None) -> bool:
-    """Whether the password belongs to the hash; takes as long for a missing hash, and is then false.
-
-    Raises: HashingBusy when too many are waiting.
-    """
-    try:
-        matches = await _hash_in_thread(partial(_PASSWORD_HASH.verify, password, hashed or _NOBODYS_HASH))
-    except UnknownHashError:  # a row brought over from elsewhere: nobody can sign in with it
-        return False
-    return matches and hashed is not None
-
-
-async def _hash_in_thread(work: Callable[[], ResultT]) -> ResultT:
-    global _hashes_pending
-    if _hashes_pending >= HASHES_AT_ONCE + HASHES_WAITING:
-        raise HashingBusy
-    _hashes_pending += 1
-    try:
-        return await anyio.to_thread.run_sync(work, limiter=_hashing)
-    finally:
-        _hashes_pending -= 1
-
-
-def new_token_id() -> str:
-    """An id nobody can guess, for a token or a login."""
-    return secrets.token_urlsafe(24)
-
-
-def create_token(
-    kind: TokenKind, settings: CryptSettings, user_uuid: UUID, session_id: str, *, jti: str | None = None
-) -> str:
-    """A signed token (RFC 7519) with this kind's lifetime."""
-    now = utc_now()
+def create_access_token(settings: CryptSettings, user_uuid: UUID, session_id: UUID) -> str:
+    """A signed token (RFC 7519) for a user's login."""
+    now, key = utc_now(), settings.keyring.signing
     claims = {
         "iss": settings.TOKEN_ISSUER,
         "aud": settings.TOKEN_ISSUER,
         "sub": str(user_uuid),
-        "sid": session_id,
-        "jti": jti or new_token_id(),
+        "sid": session_id.hex,
+        "jti": secrets.token_urlsafe(24),
         "iat": now,
         "nbf": now,
-        "exp": now + lifetime(kind, settings),
+        "exp": now + timedelta(minutes=settings.ACCESS_TOKEN_EXPIRE_MINUTES),
     }
-    key = settings.SECRET_KEY.get_secret_value()
-    return jwt.encode(claims, key, settings.ALGORITHM, headers={"typ": kind})
+    return jwt.encode(claims, key.secret, settings.ALGORITHM, headers={"typ": ACCESS_TOKEN_TYPE, "kid": key.kid})
 
 
-def lifetime(kind: TokenKind, settings: CryptSettings) -> timedelta:
-    """How long a token of this kind is good for."""
-    if kind is TokenKind.ACCESS:
-        return timedelta(minutes=settings.ACCESS_TOKEN_EXPIRE_MINUTES)
-    return timedelta(days=settings.REFRESH_TOKEN_EXPIRE_DAYS)
-
-
-def decode_token(token: str, kind: TokenKind, settings: CryptSettings, *, allow_expired: bool = False) -> Token:
-    """Verifies a token, strictly (RFC 8725): its header may hold `alg` and `typ` and nothing else.
+def decode_access_token(token: str, settings: CryptSettings, *, allow_expired: bool = False) -> AccessToken:
+    """Verifies a token, strictly (RFC 8725): its header may hold `alg`, `typ` and `kid` and nothing else.
 
     Raises: InvalidToken for any fault, without saying which.
     """
     try:
-        decoded = jwt.decode_complete(
+        claims = jwt.decode(
             token,
-            settings.SECRET_KEY.get_secret_value(),
+            _key_of(jwt.get_unverified_header(token), settings),
             algorithms=[settings.ALGORITHM],
             issuer=settings.TOKEN_ISSUER,
             audience=settings.TOKEN_ISSUER,
-            options={
-                "require": ["iss", "aud", "sub", "sid", "jti", "iat", "nbf", "exp"],
-                "verify_exp": not allow_expired,
-                "strict_aud": True,
-            },
+            options={"require": _CLAIMS, "verify_exp": not allow_expired, "strict_aud": True},
         )
-        claims = decoded["payload"]
-        if decoded["header"].keys() != {"alg", "typ"} or decoded["header"]["typ"] != kind:
-            raise InvalidToken
-        return Token(
+        return AccessToken(
             user_uuid=UUID(claims["sub"]),
-            session_id=str(claims["sid"]),
+            session_id=UUID(claims["sid"]),
             jti=str(claims["jti"]),
             expires_at=datetime.fromtimestamp(claims["exp"], tz=UTC),
         )
-    except (jwt.PyJWTError, ValueError, TypeError, OverflowError) as error:
+    except (jwt.PyJWTError, ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise InvalidToken from error
+
+
+def _key_of(header: dict[str, object], settings: CryptSettings) -> str:
+    key = settings.keyring.find(header.get("kid"), utc_now())
+    if key is None or header.keys() != _HEADER or header["typ"] != ACCESS_TOKEN_TYPE:
+        raise InvalidToken
+    return key.secret
+
+
+# ---- Refresh tokens ----
+
+
+@dataclass(frozen=True, slots=True)
+class RefreshToken:
+    """What a refresh token says; whether it is genuine only the login's salt can tell.
+
+    Attributes:
+        session_id: the login it belongs to.
+        generation: how many refreshes came before it.
+        secret: its proof, in base64url.
+    """
+
+    session_id: UUID
+    generation: int
+    secret: str
+
+    def is_genuine(self, salt: bytes, settings: CryptSettings) -> bool:
+        """Whether one of our keys made it for this login and generation."""
+        return any(
+            hmac.compare_digest(_secret(key.secret, self.session_id, salt, self.generation), self.secret)
+            for key in settings.keyring.good(utc_now())
+        )
+
+
+def create_refresh_token(settings: CryptSettings, session_id: UUID, salt: bytes, generation: int) -> str:
+    """The refresh token of a login's generation: always the same one, and not to be had from the database alone."""
+    secret = _secret(settings.keyring.signing.secret, session_id, salt, generation)
+    return f"{session_id.hex}.{generation}.{secret}"
+
+
+def parse_refresh_token(token: str) -> RefreshToken:
+    """Reads a refresh token. Raises: InvalidToken for what has not the form of one."""
+    parts = _REFRESH_TOKEN.fullmatch(token)
+    if parts is None:
+        raise InvalidToken
+    return RefreshToken(UUID(parts[1]), int(parts[2]), parts[3])
+
+
+def _secret(key: str, session_id: UUID, salt: bytes, generation: int) -> str:
+    """HMAC-SHA256 under a label of its own, so that no signature of another kind can serve as one."""
+    message = b"slipway refresh token\0" + session_id.bytes + salt + generation.to_bytes(8)
+    return base64.urlsafe_b64encode(hmac.digest(key.encode(), message, "sha256")).rstrip(b"=").decode()
+
+
+# ---- Tokens in e-mails ----
+
+
+def create_mail_token() -> str:
+    """A token nobody can guess, of 256 bits."""
+    return secrets.token_urlsafe(32)
+
+
+def hash_of_mail_token(token: str) -> str:
+    """What the database keeps of it: 256 random bits need no salt and no slow hash."""
+    return sha256(token.encode()).hexdigest()

@@ -1,6 +1,8 @@
 """What every resource's CRUD has: one row at a time, and pages. It flushes; the edge commits."""
 
+from collections.abc import Sequence
 from typing import Any, ClassVar, Generic, NoReturn, TypeVar
+from uuid import UUID
 
 from pydantic import BaseModel
 from sqlalchemy import ColumnElement, delete, func
@@ -30,7 +32,7 @@ class CRUDBase(Generic[ModelT]):
     problems: ClassVar[dict[str, type[Problem]]] = {}
     not_found: ClassVar[type[NotFound]] = NotFound
 
-    async def get(self, db: AsyncSession, id: int) -> ModelT | None:  # noqa: A002 -- the column's name
+    async def get(self, db: AsyncSession, id: int | UUID) -> ModelT | None:  # noqa: A002 -- the column's name
         """The row with this primary key."""
         return await db.get(self.model, id)
 
@@ -56,12 +58,13 @@ class CRUDBase(Generic[ModelT]):
         if result.rowcount == 0:
             raise self.not_found
 
-    async def page(self, db: AsyncSession, paging: Paging, *where: ColumnElement[bool]) -> Page[ModelT]:
-        """One page of the rows that fulfil the conditions, in the order they were made."""
+    async def page(
+        self, db: AsyncSession, paging: Paging, *where: ColumnElement[bool], order_by: Sequence[Any] = ()
+    ) -> Page[ModelT]:
+        """One page of the rows that fulfil the conditions; rows that `order_by` holds equal come as they were made."""
         total = (await db.exec(select(func.count()).select_from(self.model).where(*where))).one()
-        rows = await db.exec(
-            select(self.model).where(*where).order_by(self._id).offset(paging.offset).limit(paging.items_per_page)
-        )
+        ordered = select(self.model).where(*where).order_by(*order_by, self._id)
+        rows = await db.exec(ordered.offset(paging.offset).limit(paging.items_per_page))
         return paging.page_of(list(rows), total)
 
     @property

@@ -1,30 +1,31 @@
-"""Revoked tokens in the database."""
+"""Revoked access tokens in the database."""
 
 from datetime import datetime
 
-from sqlalchemy import Exists, exists
+from sqlalchemy import Exists, delete, exists
 from sqlalchemy.dialects.postgresql import insert
 from sqlmodel import col
 from sqlmodel.ext.asyncio.session import AsyncSession
 
+from app.core.db.models import utc_now
 from app.models.token_blacklist import TokenBlacklist
 
 
 class CRUDTokenBlacklist:
     """Not a resource with rows to read and change: ids go in, and are asked for."""
 
-    async def revoke(self, db: AsyncSession, token_id: str, expires_at: datetime) -> bool:
-        """Revokes a token or a login by its id, until it expires by itself.
+    async def revoke(self, db: AsyncSession, jti: str, expires_at: datetime) -> None:
+        """Revokes a token by its id, until it expires by itself. Once more is no error."""
+        statement = insert(TokenBlacklist).values(token=jti, expires_at=expires_at)
+        await db.exec(statement.on_conflict_do_nothing(index_elements=["token"]))
 
-        Returns: whether this call did it. Of several at once, exactly one is told so.
-        """
-        statement = insert(TokenBlacklist).values(token=token_id, expires_at=expires_at)
-        result = await db.exec(statement.on_conflict_do_nothing(index_elements=["token"]))
-        return result.rowcount == 1
+    def holds(self, jti: str) -> Exists:
+        """The condition that this token is revoked, for use within another query."""
+        return exists().where(col(TokenBlacklist.token) == jti)
 
-    def holds(self, *token_ids: str) -> Exists:
-        """The condition that any of these is revoked, for use within another query."""
-        return exists().where(col(TokenBlacklist.token).in_(token_ids))
+    async def purge(self, db: AsyncSession) -> int:
+        """Removes tokens that have expired by themselves. Says how many."""
+        return (await db.exec(delete(TokenBlacklist).where(col(TokenBlacklist.expires_at) < utc_now()))).rowcount
 
 
 crud_token_blacklist = CRUDTokenBlacklist()

@@ -3,6 +3,7 @@
 from typing import ClassVar
 from uuid import UUID
 
+from pydantic import BaseModel
 from sqlalchemy import ColumnElement, func
 from sqlalchemy.orm.attributes import flag_modified
 from sqlmodel import col, select
@@ -12,6 +13,7 @@ from app.core.db.models import utc_now
 from app.core.exceptions.http_exceptions import Conflict, NotFound, Problem
 from app.core.schemas import Page
 from app.crud.crud_base import CRUDBase
+from app.crud.crud_login_session import crud_login_sessions
 from app.crud.crud_tier import TierNotFound
 from app.crud.crud_token_blacklist import crud_token_blacklist
 from app.crud.helper import Paging
@@ -61,9 +63,34 @@ class CRUDUser(CRUDBase[User]):
             return await self._first(db, func.lower(col(User.email)) == func.lower(name_or_email), self._alive)
         return await self.get_by_username(db, name_or_email)
 
-    async def get_by_token(self, db: AsyncSession, user_uuid: UUID, *token_ids: str) -> User | None:
-        """The user a token names, unless one of the ids is revoked: one query for both questions."""
-        return await self._first(db, col(User.uuid) == user_uuid, self._alive, ~crud_token_blacklist.holds(*token_ids))
+    async def get_signed_in(self, db: AsyncSession, user_uuid: UUID, session_id: UUID, jti: str) -> User | None:
+        """The user an access token names, unless their login has ended or the token is revoked: one query for all."""
+        good = (crud_login_sessions.lives_for(session_id), ~crud_token_blacklist.holds(jti))
+        return await self._first(db, col(User.uuid) == user_uuid, self._alive, *good)
+
+    async def lock_unchanged(self, db: AsyncSession, user: User) -> User | None:
+        """The user, unless deleted or given another password since they were read; so until this transaction ends."""
+        same = col(User.password_changed_at).is_not_distinct_from(user.password_changed_at)
+        unchanged = select(User).where(col(User.id) == user.id, self._alive, same)
+        return (await db.exec(unchanged.with_for_update(key_share=True))).first()
+
+    async def set_password(self, db: AsyncSession, user_id: int, hashed_password: str) -> User:
+        """Gives a user another password. Raises: UserNotFound for one who was deleted meanwhile."""
+        where = (col(User.id) == user_id, self._alive)
+        user = (await db.exec(select(User).where(*where).with_for_update(key_share=True))).first()
+        if user is None:
+            raise UserNotFound
+        user.hashed_password = hashed_password
+        user.password_changed_at = utc_now()
+        await self._flush(db)
+        return user
+
+    async def update(self, db: AsyncSession, row: User, values: BaseModel) -> User:
+        """Changes the fields that were given. Another e-mail address is one that nobody has verified yet."""
+        email = values.model_dump(exclude_unset=True).get("email", row.email)
+        if email.lower() != row.email.lower():
+            row.email_verified_at = None
+        return await super().update(db, row, values)
 
     async def page_of_users(self, db: AsyncSession, paging: Paging) -> Page[User]:
         """One page of users."""

@@ -1,8 +1,21 @@
 """Every table, so that importing this package fills the metadata that migrations compare against."""
 
+from app.models.login_session import LoginSession
+from app.models.login_throttle import LoginThrottle
+from app.models.mail_token import MailToken
 from app.models.rate_limit import RateLimit
+from app.models.security_event import SecurityEvent
 from app.models.tier import Tier
 from app.models.token_blacklist import TokenBlacklist
 from app.models.user import User
 
-__all__ = ["RateLimit", "Tier", "TokenBlacklist", "User"]
+__all__ = [
+    "LoginSession",
+    "LoginThrottle",
+    "MailToken",
+    "RateLimit",
+    "SecurityEvent",
+    "Tier",
+    "TokenBlacklist",
+    "User",
+]

@@ -1,4 +1,4 @@
-"""Tokens and logins that were ended before their time."""
+"""Access tokens that were ended before their time."""
 
 from datetime import datetime
 
@@ -6,7 +6,7 @@ from sqlmodel import Field, SQLModel
 
 
 class TokenBlacklist(SQLModel, table=True):
-    """A revoked id. `token` is a token's `jti`, or a login's `sid` and then stands for all of its tokens."""
+    """The table. `token` is a token's `jti`."""
 
     __tablename__ = "token_blacklist"
 

@@ -1,25 +1,28 @@
 """Signing in and staying so, over HTTP."""
 
 import asyncio
-from collections import Counter
-from contextlib import asynccontextmanager
+from datetime import timedelta
 from http.cookies import Morsel, SimpleCookie
 from typing import Any
 
 import httpx2
 import pytest
+from pwdlib import PasswordHash
+from pwdlib.hashers.argon2 import Argon2Hasher
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from app.api import build_router
-from app.core import security
+from app.api import build_router, sign_in
+from app.core import passwords
 from app.core.config import EnvironmentOption, Settings
-from app.core.db.database import async_get_db
-from app.core.security import TokenKind, create_token, new_token_id
+from app.core.db.database import transaction
+from app.core.db.models import utc_now
+from app.core.passwords import hash_password
 from app.core.setup import create_application
 from app.crud.crud_users import crud_users
+from app.models.login_throttle import LoginThrottle
 from app.models.user import User
 from tests.conftest import client_of
-from tests.helper import PASSWORD, all_rows, create_user, signed_in
+from tests.helper import HASHED_PASSWORD, PASSWORD, create_user, signed_in
 
 pytestmark = pytest.mark.anyio
 
@@ -66,7 +69,7 @@ async def test_what_the_browser_is_told_about_the_cookie(settings: Settings, env
     settings = settings.model_copy(update={"ENVIRONMENT": EnvironmentOption(environment)})
     app = create_application(build_router(settings), settings)
     async with app.router.lifespan_context(app), client_of(app) as client:
-        async with asynccontextmanager(async_get_db)() as db:
+        async with transaction() as db:
             user = await create_user(db)
         login = await log_in(client, user.username)
         for answer in (login, await refresh(client, cookie_in(login).value)):
@@ -98,20 +101,38 @@ async def test_an_address_signs_in_as_it_was_typed_when_signing_up(client: httpx
     assert (await log_in(client, email)).status_code == 200
 
 
-async def test_every_failed_login_looks_alike_and_costs_one_verification(
-    client: httpx2.AsyncClient, db: AsyncSession, monkeypatch: pytest.MonkeyPatch
+class CountingHasher(Argon2Hasher):
+    """Counts what it computes."""
+
+    computed = 0
+
+    def hash(self, *args: Any, **kwargs: Any) -> str:
+        CountingHasher.computed += 1
+        return super().hash(*args, **kwargs)
+
+    def verify(self, *args: Any, **kwargs: Any) -> bool:
+        CountingHasher.computed += 1
+        return super().verify(*args, **kwargs)
+
+
+async def test_every_failed_login_looks_alike_and_costs_one_hash(
+    client: httpx2.AsyncClient, db: AsyncSession, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await create_user(db, username="ada")
-    await crud_users.soft_delete(db, await create_user(db, username="gone"))
+    today = await hash_password(PASSWORD, settings)
+    await create_user(db, username="ada", hashed_password=today)
+    await crud_users.soft_delete(db, await create_user(db, username="gone", hashed_password=today))
+    locked = await create_user(db, username="locked", hashed_password=today)
+    db.add(
+        LoginThrottle(
+            key=f"account:{locked.uuid}",
+            failures=9,
+            last_failure_at=utc_now(),
+            locked_until=utc_now() + timedelta(minutes=1),
+        )
+    )
     await db.commit()
-    verified: list[str] = []
-    verify = security._PASSWORD_HASH.verify
-
-    def counting(password: str, hashed: str) -> bool:
-        verified.append(password)
-        return verify(password, hashed)
-
-    monkeypatch.setattr(security._PASSWORD_HASH, "verify", counting)
+    hasher = CountingHasher(time_cost=2, memory_cost=19_456, parallelism=1)
+    monkeypatch.setattr(passwords, "_hasher", lambda _: PasswordHash((hasher,)))
 
     answers: list[dict[str, Any]] = []
     for username, password in (
@@ -121,26 +142,80 @@ async def test_every_failed_login_looks_alike_and_costs_one_verification(
         ("nobody@example.com", PASSWORD),
         ("gone", PASSWORD),
         ("gone@example.com", PASSWORD),
+        ("locked", PASSWORD),
+        ("locked", "wrong password"),
     ):
-        verified.clear()
+        CountingHasher.computed = 0
         refused = await log_in(client, username, password)
         assert refused.status_code == 401
         assert refused.headers["WWW-Authenticate"] == "Bearer"
         assert "Set-Cookie" not in refused.headers
-        assert verified == [password], username
+        assert CountingHasher.computed == 1, username
         answers.append(refused.json() | {"request_id": ""})
     assert all(answer == answers[0] for answer in answers)
 
-    verified.clear()
+    CountingHasher.computed = 0
     assert (await log_in(client, "ada")).status_code == 200
-    assert verified == [PASSWORD]
+    assert CountingHasher.computed == 1
+
+
+async def test_a_login_renews_a_hash_of_other_parameters(client: httpx2.AsyncClient, db: AsyncSession) -> None:
+    user = await create_user(db)  # whose hash is a cheap one
+
+    assert (await log_in(client, user.username, "wrong password")).status_code == 401
+    await db.refresh(user)
+    assert user.hashed_password == HASHED_PASSWORD
+    assert (await log_in(client, user.username)).status_code == 200
+    await db.refresh(user)
+    assert user.hashed_password.startswith("$argon2id$v=19$m=19456,t=2,p=1$")
+    assert (await log_in(client, user.username)).status_code == 200
+
+
+async def test_a_password_that_changes_while_it_is_verified_opens_nothing(
+    client: httpx2.AsyncClient, db: AsyncSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    user = await create_user(db)
+    verify = passwords.verify_password
+
+    async def slow(*args: Any) -> Any:
+        answer = await verify(*args)
+        await crud_users.set_password(db, user.id, "another hash")
+        await db.commit()
+        return answer
+
+    monkeypatch.setattr(sign_in, "verify_password", slow)
+    assert (await log_in(client, user.username)).status_code == 401
+
+
+async def test_a_login_holds_no_connection_while_it_hashes(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    small = settings.model_copy(update={"POSTGRES_POOL_SIZE": 1})
+    app = create_application(build_router(small), small)
+    async with app.router.lifespan_context(app), client_of(app) as client:
+        async with transaction() as db:
+            user = await create_user(db)
+        answers = []
+
+        async def busy(*_: Any) -> Any:
+            answers.append((await asyncio.wait_for(client.get("tiers"), 2)).status_code)
+            return False, None
+
+        monkeypatch.setattr(sign_in, "verify_password", busy)
+        assert (await log_in(client, user.username)).status_code == 401
+        assert answers == [200]
+
+
+async def test_two_logins_at_once_give_different_tokens(client: httpx2.AsyncClient, db: AsyncSession) -> None:
+    user = await create_user(db)
+    answers = await asyncio.gather(*(log_in(client, user.username) for _ in range(2)))
+    assert len({answer.json()["access_token"] for answer in answers}) == 2
+    assert len({cookie_in(answer).value for answer in answers}) == 2
 
 
 async def test_too_many_sign_ins_at_once_are_turned_away(
     client: httpx2.AsyncClient, db: AsyncSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     user = await create_user(db)
-    monkeypatch.setattr(security, "HASHES_WAITING", -security.HASHES_AT_ONCE)
+    monkeypatch.setattr(passwords, "HASHES_WAITING", -passwords.HASHES_AT_ONCE)
 
     busy = await log_in(client, user.username)
 
@@ -151,83 +226,6 @@ async def test_too_many_sign_ins_at_once_are_turned_away(
 async def test_a_password_in_the_query_is_not_read(client: httpx2.AsyncClient, db: AsyncSession) -> None:
     user = await create_user(db)
     assert (await client.post("login", params={"username": user.username, "password": PASSWORD})).status_code == 422
-
-
-# ---- Staying signed in ----
-
-
-async def test_a_refresh_gives_new_tokens(client: httpx2.AsyncClient, db: AsyncSession) -> None:
-    login = await log_in(client, (await create_user(db)).username)
-
-    answer = await client.post("refresh")  # with the cookie the client has kept
-
-    assert answer.status_code == 200
-    assert answer.json().keys() == {"access_token", "token_type"}
-    assert await status_of_me(client, answer) == 200
-    assert await status_of_me(client, login) == 200
-    assert cookie_in(answer).value != cookie_in(login).value
-    assert (await client.post("refresh")).status_code == 200
-
-
-async def test_a_refresh_token_is_good_once(client: httpx2.AsyncClient, db: AsyncSession) -> None:
-    first = cookie_in(await log_in(client, (await create_user(db)).username)).value
-    second = cookie_in(await refresh(client, first)).value
-
-    again = await refresh(client, first)
-
-    assert again.status_code == 401
-    assert again.headers["WWW-Authenticate"] == "Bearer"
-    assert "Set-Cookie" not in again.headers
-    assert second != first
-
-
-async def test_of_ten_simultaneous_refreshes_one_succeeds(client: httpx2.AsyncClient, db: AsyncSession) -> None:
-    token = cookie_in(await log_in(client, (await create_user(db)).username)).value
-
-    answers = await asyncio.gather(*(refresh(client, token) for _ in range(10)))
-
-    assert Counter(answer.status_code for answer in answers) == {200: 1, 401: 9}
-
-
-async def test_no_refresh_without_a_good_refresh_token(
-    client: httpx2.AsyncClient, db: AsyncSession, settings: Settings
-) -> None:
-    user = await create_user(db)
-    access = (await log_in(client, user.username)).json()["access_token"]
-    client.cookies.clear()
-    expired = settings.model_copy(update={"REFRESH_TOKEN_EXPIRE_DAYS": -1})
-    before = await all_rows(db)
-
-    for headers in (
-        {},
-        {"Authorization": f"Bearer {access}"},
-        {"Cookie": f"refresh_token={access}"},
-        {"Cookie": f"refresh_token={create_token(TokenKind.REFRESH, expired, user.uuid, new_token_id())}"},
-        {"Cookie": "refresh_token=garbage"},
-        {"Cookie": "refresh_token="},
-    ):
-        refused = await client.post("refresh", headers=headers)
-        assert refused.status_code == 401, headers
-        assert refused.headers["WWW-Authenticate"] == "Bearer"
-    assert await all_rows(db) == before
-
-
-async def test_a_refresh_token_is_no_access_token(client: httpx2.AsyncClient, db: AsyncSession) -> None:
-    token = cookie_in(await log_in(client, (await create_user(db)).username)).value
-    assert (await client.get("user/me/", headers={"Authorization": f"Bearer {token}"})).status_code == 401
-
-
-async def test_a_deleted_user_stays_signed_in_nowhere(
-    client: httpx2.AsyncClient, db: AsyncSession, settings: Settings
-) -> None:
-    user = await create_user(db)
-    login = await log_in(client, user.username)
-
-    await client.delete(f"user/{user.username}", headers=signed_in(user, settings))
-
-    assert await status_of_me(client, login) == 401
-    assert (await client.post("refresh")).status_code == 401
-    assert (await log_in(client, user.username)).status_code == 401
 
 
 # ---- Whose token it is ----

@@ -1,15 +1,19 @@
 """Signing out over HTTP."""
 
 from dataclasses import dataclass
+from uuid import uuid4
 
 import httpx2
 import pytest
+from sqlmodel import select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from app.core.config import Settings
-from app.core.security import TokenKind, create_token, decode_token, new_token_id
+from app.core.security import create_access_token, create_refresh_token, decode_access_token
+from app.crud.crud_token_blacklist import crud_token_blacklist
+from app.models.token_blacklist import TokenBlacklist
 from app.models.user import User
-from tests.helper import PASSWORD, all_rows, create_user, signed_in
+from tests.helper import PASSWORD, all_rows, create_user, session_of, signed_in
 
 pytestmark = pytest.mark.anyio
 
@@ -103,9 +107,9 @@ async def test_an_expired_access_token_will_do(
 ) -> None:
     user = await create_user(db)
     login = await log_in(client, user)
-    good = decode_token(login.access["Authorization"].removeprefix("Bearer "), TokenKind.ACCESS, settings)
+    good = decode_access_token(login.access["Authorization"].removeprefix("Bearer "), settings)
     hasty = settings.model_copy(update={"ACCESS_TOKEN_EXPIRE_MINUTES": -1})
-    expired = {"Authorization": f"Bearer {create_token(TokenKind.ACCESS, hasty, user.uuid, good.session_id)}"}
+    expired = {"Authorization": f"Bearer {create_access_token(hasty, user.uuid, good.session_id)}"}
 
     assert (await client.get("user/me/", headers=expired)).status_code == 401
     assert (await client.post("logout", headers=expired)).status_code == 200
@@ -116,7 +120,7 @@ async def test_no_logout_without_a_good_token(client: httpx2.AsyncClient, db: As
     user = await create_user(db)
     login = await log_in(client, user)
     access = login.access["Authorization"].removeprefix("Bearer ")
-    refresh = create_token(TokenKind.REFRESH, settings, user.uuid, new_token_id())
+    refresh = create_refresh_token(settings, session_of(user), b"another salt than its", 0)
     before = await all_rows(db)
 
     for headers in (
@@ -125,6 +129,8 @@ async def test_no_logout_without_a_good_token(client: httpx2.AsyncClient, db: As
         {"Authorization": f"Bearer {refresh}"},
         {"Cookie": "refresh_token=garbage"},
         {"Cookie": f"refresh_token={access}"},
+        {"Cookie": f"refresh_token={refresh}"},
+        {"Cookie": f"refresh_token={create_refresh_token(settings, uuid4(), b'salt', 0)}"},
         {"Cookie": "session=x"},
     ):
         refused = await client.post("logout", headers=headers)
@@ -133,6 +139,54 @@ async def test_no_logout_without_a_good_token(client: httpx2.AsyncClient, db: As
         assert refused.headers["Content-Type"] == "application/problem+json"
     assert await all_rows(db) == before
     assert await is_signed_in(client, login) == (True, True)
+
+
+async def test_the_cookie_of_another_user_ends_that_login_too_and_no_other(
+    client: httpx2.AsyncClient, db: AsyncSession
+) -> None:
+    """Whoever holds both signs out of both: a refresh token that stayed good would be nobody's to end."""
+    user, other = await create_user(db), await create_user(db)
+    mine, theirs, elsewhere = await log_in(client, user), await log_in(client, other), await log_in(client, other)
+
+    assert (await client.post("logout", headers=mine.access | theirs.cookie)).status_code == 200
+
+    assert await is_signed_in(client, mine) == (False, False)
+    assert await is_signed_in(client, theirs) == (False, False)
+    assert await is_signed_in(client, elsewhere) == (True, True)
+
+
+async def test_an_older_refresh_token_ends_its_login(client: httpx2.AsyncClient, db: AsyncSession) -> None:
+    login = await log_in(client, await create_user(db))
+    await client.post("refresh", headers=login.cookie)
+    client.cookies.clear()
+
+    assert (await client.post("logout", headers=login.cookie)).status_code == 200
+    assert await is_signed_in(client, login) == (False, False)
+
+
+async def test_the_access_token_is_blacklisted_until_it_expires(
+    client: httpx2.AsyncClient, db: AsyncSession, settings: Settings
+) -> None:
+    login = await log_in(client, await create_user(db))
+    token = decode_access_token(login.access["Authorization"].removeprefix("Bearer "), settings)
+
+    await client.post("logout", headers=login.access)
+
+    (row,) = await db.exec(select(TokenBlacklist))
+    assert (row.token, row.expires_at) == (token.jti, token.expires_at)
+
+
+async def test_a_blacklisted_token_is_refused_though_its_login_lives(
+    client: httpx2.AsyncClient, db: AsyncSession, settings: Settings
+) -> None:
+    user = await create_user(db)
+    headers = signed_in(user, settings)
+    token = decode_access_token(headers["Authorization"].removeprefix("Bearer "), settings)
+    await crud_token_blacklist.revoke(db, token.jti, token.expires_at)
+    await db.commit()
+
+    assert (await client.get("user/me/", headers=headers)).status_code == 401
+    assert (await client.get("user/me/", headers=signed_in(user, settings))).status_code == 200
 
 
 async def test_one_users_logout_leaves_others_alone(

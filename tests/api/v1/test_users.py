@@ -27,7 +27,7 @@ from tests.helper import (
 pytestmark = pytest.mark.anyio
 
 PUBLIC = {"id", "name", "username", "profile_image_url", "tier_id"}
-FULL = PUBLIC | {"uuid", "email", "is_superuser", "created_at", "updated_at"}
+FULL = PUBLIC | {"uuid", "email", "email_verified_at", "is_superuser", "created_at", "updated_at"}
 
 
 def sign_up_form(**values: Any) -> dict[str, Any]:

@@ -15,14 +15,26 @@ from sqlmodel import col, select
 from app.api.dependencies import SessionDep
 from app.core.config import Settings
 from app.core.db import database
-from app.core.db.database import DatabaseUnavailable, async_get_db, close_database, open_database
+from app.core.db.database import (
+    DatabaseUnavailable,
+    after_commit,
+    async_get_db,
+    close_database,
+    open_database,
+    reading,
+)
 from app.core.db.models import utc_now
 from app.core.exceptions.http_exceptions import Conflict
 from app.core.setup import create_application
 from app.models.tier import Tier
 from tests.conftest import client_of, connect, opened_session
+from tests.helper import counted_statements
 
 pytestmark = pytest.mark.anyio
+
+
+class KeptConflict(Conflict):
+    keeps_changes = True
 
 
 @pytest.fixture
@@ -39,6 +51,11 @@ async def client(settings: Settings) -> AsyncIterator[httpx2.AsyncClient]:
         db.add(Tier(name="refused"))
         await db.flush()
         raise Conflict
+
+    @router.post("/kept")
+    async def kept(db: SessionDep) -> None:
+        db.add(Tier(name="kept"))
+        raise KeptConflict
 
     @router.post("/crashed")
     async def crashed(db: SessionDep) -> None:
@@ -129,6 +146,57 @@ async def test_what_says_not_now_is_an_outage(settings: Settings, sqlstate: str)
     with pytest.raises(DatabaseUnavailable):
         async with opened_session(settings) as db:
             await db.exec(text(f"DO $$ BEGIN RAISE SQLSTATE '{sqlstate}'; END $$"))  # type: ignore[call-overload]
+
+
+async def test_a_question_outside_of_a_transaction_is_one_statement_and_its_outage_is_one_too(
+    settings: Settings,
+) -> None:
+    engine = open_database(settings)
+    try:
+        with counted_statements() as statements:
+            async with reading() as db:
+                assert not (await db.connection()).sync_connection.connection.driver_connection.is_in_transaction()  # type: ignore[union-attr]
+                assert (await db.exec(select(Tier))).all() == []
+        assert len(statements) == 1
+        with pytest.raises(DatabaseUnavailable):
+            async with reading() as db:
+                await db.exec(text("DO $$ BEGIN RAISE SQLSTATE '57P01'; END $$"))  # type: ignore[call-overload]
+    finally:
+        await close_database(engine)
+    with pytest.raises(RuntimeError, match="not open"):
+        async with reading():
+            raise AssertionError
+
+
+async def test_an_error_can_keep_what_was_written(client: httpx2.AsyncClient) -> None:
+    assert (await client.post("kept")).status_code == 409
+    assert await tier_names() == ["kept"]
+
+
+async def test_what_is_to_follow_the_commit_does_and_only_then(
+    settings: Settings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    done: list[list[str]] = []
+
+    async def note() -> None:
+        done.append(await tier_names())
+
+    async def fail() -> None:
+        raise LookupError("the mail server is away")
+
+    async with opened_session(settings) as db:
+        db.add(Tier(name="first"))
+        for action in (note, fail, note):
+            after_commit(db, action)
+        assert done == []
+    assert done == [["first"], ["first"]]
+    assert "the mail server is away" in capsys.readouterr().out
+
+    with pytest.raises(Conflict):  # noqa: PT012  (the session ends there)
+        async with opened_session(settings) as db:
+            after_commit(db, note)
+            raise Conflict
+    assert len(done) == 2
 
 
 async def test_a_connection_that_was_closed_while_idle_fails_no_request(settings: Settings) -> None:

@@ -5,7 +5,7 @@ from uuid import uuid4
 from fastapi import APIRouter, Depends
 from starlette.status import HTTP_201_CREATED
 
-from app.api.dependencies import JobDep, OptionalUser, SessionDep, TaskMessage, never_cached
+from app.api.dependencies import JobDep, OptionalUser, TaskMessage, never_cached
 from app.core.openapi import SIGN_IN_OPTIONAL, problems
 from app.core.security import InvalidToken
 from app.core.utils import queue
@@ -15,10 +15,9 @@ router = APIRouter(prefix="/tasks", tags=["tasks"], dependencies=[Depends(never_
 
 
 @router.post("/task", status_code=HTTP_201_CREATED, openapi_extra=SIGN_IN_OPTIONAL, responses=problems(InvalidToken))
-async def create_task(owner: OptionalUser, message: TaskMessage, db: SessionDep) -> JobCreated:
+async def create_task(owner: OptionalUser, message: TaskMessage) -> JobCreated:
     """Enqueue the sample task. A signed-in user's task can be read by that user and superusers only."""
     job_id = job_id_for(owner, uuid4())
-    await db.close()  # If Valkey hangs, the database's connection is not to hang with it.
     async with queue.bounded():
         await queue.pool.enqueue_job("sample_background_task", message, _job_id=job_id)
     return JobCreated(id=job_id)

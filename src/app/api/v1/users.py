@@ -3,7 +3,9 @@
 from fastapi import APIRouter
 from starlette.status import HTTP_201_CREATED
 
+from app.api.credentials import ask_to_verify
 from app.api.dependencies import (
+    ClientDep,
     CurrentSuperuser,
     CurrentUser,
     ManagedUser,
@@ -17,12 +19,16 @@ from app.api.dependencies import (
 )
 from app.core.exceptions.http_exceptions import Forbidden, Unauthorized
 from app.core.openapi import SIGN_IN_OPTIONAL, problems
+from app.core.passwords import HashingBusy, hash_password
 from app.core.schemas import Message, Page
-from app.core.security import HashingBusy, InvalidToken, hash_password
+from app.core.security import InvalidToken
+from app.crud.crud_login_session import crud_login_sessions
 from app.crud.crud_rate_limit import crud_rate_limits
+from app.crud.crud_security_event import crud_security_events
 from app.crud.crud_tier import TierNotFound, crud_tiers
 from app.crud.crud_users import EmailTaken, UsernameTaken, UserNotFound, crud_users
 from app.models.rate_limit import EffectiveRateLimit, effective_rate_limits
+from app.models.security_event import EventKind
 from app.models.tier import Tier, TierRead
 from app.models.user import User, UserCreate, UserPublic, UserRead, UserTierUpdate, UserUpdate
 
@@ -41,10 +47,12 @@ def profile_for(viewer: User | None, user: User) -> UserRead | UserPublic:
     status_code=HTTP_201_CREATED,
     responses=problems(UsernameTaken, EmailTaken, HashingBusy),
 )
-async def create_user(values: UserCreate, db: SessionDep) -> User:
-    """Sign up."""
-    hashed = await hash_password(values.password.get_secret_value())
-    return await crud_users.register(db, values, hashed)
+async def create_user(values: UserCreate, db: SessionDep, settings: SettingsDep) -> User:
+    """Sign up. Where mail can be sent, one goes out that asks to verify the address."""
+    hashed = await hash_password(values.password.get_secret_value(), settings)
+    user = await crud_users.register(db, values, hashed)
+    ask_to_verify(user, db, settings)
+    return user
 
 
 @router.get("/user/me", response_model=UserRead, include_in_schema=False)
@@ -74,22 +82,34 @@ async def read_user(viewer: OptionalUser, user: UserDep) -> UserRead | UserPubli
     response_model=UserRead,
     responses=problems(Unauthorized, Forbidden, UserNotFound, UsernameTaken, EmailTaken),
 )
-async def update_user(user: ManagedUser, values: UserUpdate, db: SessionDep) -> User:
-    """Change a profile: your own or, as a superuser, anybody's."""
-    return await crud_users.update(db, user, values)
+async def update_user(
+    user: ManagedUser, values: UserUpdate, db: SessionDep, settings: SettingsDep, actor: CurrentUser, client: ClientDep
+) -> User:
+    """Change a profile: your own or, as a superuser, anybody's. Another e-mail address has to be verified anew."""
+    earlier = user.email
+    updated = await crud_users.update(db, user, values)
+    if updated.email.lower() != earlier.lower():
+        await crud_security_events.record(db, EventKind.EMAIL_CHANGED, client, user_id=user.id, actor_id=actor.id)
+        ask_to_verify(updated, db, settings)
+    return updated
 
 
 @router.delete("/user/{username}", responses=problems(Unauthorized, Forbidden, UserNotFound))
-async def delete_user(user: OwnUser, db: SessionDep) -> Message:
+async def delete_user(user: OwnUser, db: SessionDep, client: ClientDep) -> Message:
     """Delete your account. Every token of it is refused from now on; the name stays taken."""
     await crud_users.soft_delete(db, user)
+    await crud_login_sessions.end_all_of_user(db, user.id)
+    await crud_security_events.record(db, EventKind.USER_DELETED, client, user_id=user.id)
     return Message(message="User deleted.")
 
 
 @router.delete("/db_user/{username}", responses=problems(Unauthorized, Forbidden, UserNotFound))
-async def erase_user(user: UserToErase, db: SessionDep) -> Message:
+async def erase_user(user: UserToErase, admin: CurrentSuperuser, db: SessionDep, client: ClientDep) -> Message:
     """Remove a user from the database, deleted before or not. Superusers only."""
     await crud_users.delete(db, user)
+    await crud_security_events.record(
+        db, EventKind.USER_DELETED, client, actor_id=admin.id, uuid=str(user.uuid), erased=True
+    )
     return Message(message="User removed from the database.")
 
 
@@ -108,9 +128,15 @@ async def read_user_tier(user: ManagedUser, db: SessionDep) -> Tier | None:
     response_model=UserRead,
     responses=problems(Unauthorized, Forbidden, UserNotFound, TierNotFound),
 )
-async def update_user_tier(_: CurrentSuperuser, user: UserDep, values: UserTierUpdate, db: SessionDep) -> User:
+async def update_user_tier(
+    admin: CurrentSuperuser, user: UserDep, values: UserTierUpdate, db: SessionDep, client: ClientDep
+) -> User:
     """Move a user to a tier, or with null out of any. Superusers only."""
-    return await crud_users.update(db, user, values)
+    updated = await crud_users.update(db, user, values)
+    await crud_security_events.record(
+        db, EventKind.RIGHTS_CHANGED, client, user_id=user.id, actor_id=admin.id, tier_id=values.tier_id
+    )
+    return updated
 
 
 @router.get("/user/{username}/rate_limits", responses=problems(Unauthorized, Forbidden, UserNotFound))

@@ -1,9 +1,11 @@
 """The connection to PostgreSQL: one engine per process, opened and closed by the app's or worker's lifespan."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import Any
 
 import asyncpg
+import structlog
 from sqlalchemy import ExceptionContext, event
 from sqlalchemy.exc import DisconnectionError, IntegrityError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
@@ -11,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker, create_async
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from app.core.config import PostgresSettings
-from app.core.exceptions.http_exceptions import ServiceUnavailable
+from app.core.exceptions.http_exceptions import Problem, ServiceUnavailable
 
 CONNECT_TIMEOUT = 3.0  # seconds
 COMMAND_TIMEOUT = 5.0  # seconds, for one statement: nobody who asked over HTTP waits longer
@@ -24,7 +26,13 @@ _OUTDATED = "InvalidCachedStatementError"
 # insufficient resources, operator intervention (shutdown, statement cancelled), lock not available.
 _TRANSIENT = ("08", "40", "53", "57", "55P03")
 
+_AFTER_COMMIT = "after_commit"
+_NOT_OPEN = "The database is not open: call open_database() first."
+
 _sessions: async_sessionmaker[AsyncSession] | None = None
+_readers: async_sessionmaker[AsyncSession] | None = None  # in which each statement is a transaction of its own
+
+log = structlog.stdlib.get_logger("slipway.database")
 
 
 class DatabaseUnavailable(ServiceUnavailable):
@@ -33,9 +41,12 @@ class DatabaseUnavailable(ServiceUnavailable):
 
 def open_database(settings: PostgresSettings) -> AsyncEngine:
     """Makes the engine that `async_get_db` uses from now on. Connects only when first asked to."""
-    global _sessions
+    global _sessions, _readers
     engine = create_engine(settings, pool_size=settings.POSTGRES_POOL_SIZE)
     _sessions = async_sessionmaker(engine, class_=AsyncSession, expire_on_commit=False)
+    _readers = async_sessionmaker(
+        engine.execution_options(isolation_level="AUTOCOMMIT"), class_=AsyncSession, expire_on_commit=False
+    )
     return engine
 
 
@@ -62,8 +73,8 @@ def create_engine(settings: PostgresSettings, pool_size: int) -> AsyncEngine:
 
 async def close_database(engine: AsyncEngine) -> None:
     """Closes every connection of the engine."""
-    global _sessions
-    _sessions = None
+    global _sessions, _readers
+    _sessions = _readers = None
     await engine.dispose()
 
 
@@ -76,11 +87,53 @@ async def async_get_db() -> AsyncIterator[AsyncSession]:
     Raises: DatabaseUnavailable when PostgreSQL cannot be reached or asks to try again.
     """
     if _sessions is None:
-        raise RuntimeError("The database is not open: call open_database() first.")
+        raise RuntimeError(_NOT_OPEN)
     try:
         async with _sessions() as db:
+            try:
+                yield db
+            except Problem as problem:
+                if problem.keeps_changes:
+                    await _commit(db)
+                raise
+            await _commit(db)
+    except PoolTimeoutError as error:
+        raise DatabaseUnavailable from error
+
+
+transaction = asynccontextmanager(async_get_db)  # the same for a job or a script: `async with transaction() as db:`
+
+
+def after_commit(db: AsyncSession, action: Callable[[], Awaitable[object]]) -> None:
+    """Has this done once the transaction is committed, and not at all when it is rolled back.
+
+    The change is made by then: an action that fails is logged, and the caller is not told.
+    """
+    db.info.setdefault(_AFTER_COMMIT, []).append(action)
+
+
+async def _commit(db: AsyncSession) -> None:
+    await db.commit()
+    for action in db.info.pop(_AFTER_COMMIT, ()):
+        try:
+            await action()
+        except Exception:
+            log.exception("action after commit failed")
+
+
+@asynccontextmanager
+async def reading() -> AsyncIterator[AsyncSession]:
+    """A session in which each statement is a transaction of its own: one round trip, and no lock that lasts.
+
+    For a question that is answered before, and outside of, what a request then does in its own transaction.
+
+    Raises: DatabaseUnavailable when PostgreSQL cannot be reached or asks to try again.
+    """
+    if _readers is None:
+        raise RuntimeError(_NOT_OPEN)
+    try:
+        async with _readers() as db:
             yield db
-            await db.commit()
     except PoolTimeoutError as error:
         raise DatabaseUnavailable from error
 

@@ -1,0 +1,80 @@
+"""Logins: what a user is signed in with, and how to end it."""
+
+from fastapi import APIRouter, Depends, Response
+
+from app.api.dependencies import (
+    ClientDep,
+    CurrentSuperuser,
+    CurrentToken,
+    CurrentUser,
+    PagingDep,
+    SessionDep,
+    SessionId,
+    SettingsDep,
+    UserDep,
+    never_cached,
+)
+from app.api.sign_in import forget_tokens
+from app.core.exceptions.http_exceptions import Forbidden, Unauthorized
+from app.core.openapi import problems
+from app.core.schemas import Page
+from app.crud.crud_login_session import LoginSessionNotFound, crud_login_sessions
+from app.crud.crud_security_event import crud_security_events
+from app.crud.crud_users import UserNotFound
+from app.models.login_session import LoginSession, LoginSessionRead, SessionsEnded
+from app.models.security_event import EventKind
+
+router = APIRouter(tags=["sessions"], dependencies=[Depends(never_cached)])
+
+
+@router.get("/user/me/sessions", responses=problems(Unauthorized))
+async def read_my_sessions(
+    user: CurrentUser, token: CurrentToken, paging: PagingDep, db: SessionDep
+) -> Page[LoginSessionRead]:
+    """List your logins, the last used first."""
+    page = await crud_login_sessions.page_of_user(db, paging, user.id)
+    rows = [LoginSessionRead.model_validate(row) for row in page.data]
+    marked = [row.model_copy(update={"current": row.id == token.session_id}) for row in rows]
+    return paging.page_of(marked, page.total_count)
+
+
+@router.delete("/user/me/sessions/{id}", responses=problems(Unauthorized, LoginSessionNotFound))
+async def end_my_session(user: CurrentUser, session_id: SessionId, db: SessionDep, client: ClientDep) -> SessionsEnded:
+    """End one of your logins. Its tokens are refused from the next request on."""
+    if not await crud_login_sessions.end(db, session_id, user.id):
+        raise LoginSessionNotFound
+    await crud_security_events.record(db, EventKind.SESSIONS_ENDED, client, user_id=user.id, session_id=session_id)
+    return SessionsEnded(ended=1)
+
+
+@router.delete("/user/me/sessions", responses=problems(Unauthorized))
+async def end_my_sessions(
+    response: Response, user: CurrentUser, db: SessionDep, client: ClientDep, settings: SettingsDep
+) -> SessionsEnded:
+    """Sign out everywhere, here included."""
+    ended = await crud_login_sessions.end_all_of_user(db, user.id)
+    await crud_security_events.record(db, EventKind.SESSIONS_ENDED, client, user_id=user.id, ended=ended)
+    forget_tokens(response, settings)
+    return SessionsEnded(ended=ended)
+
+
+@router.get(
+    "/user/{username}/sessions",
+    response_model=Page[LoginSessionRead],
+    responses=problems(Unauthorized, Forbidden, UserNotFound),
+)
+async def read_user_sessions(
+    _: CurrentSuperuser, user: UserDep, paging: PagingDep, db: SessionDep
+) -> Page[LoginSession]:
+    """List a user's logins. Superusers only."""
+    return await crud_login_sessions.page_of_user(db, paging, user.id)
+
+
+@router.delete("/user/{username}/sessions", responses=problems(Unauthorized, Forbidden, UserNotFound))
+async def end_user_sessions(admin: CurrentSuperuser, user: UserDep, db: SessionDep, client: ClientDep) -> SessionsEnded:
+    """End all logins of a user. Superusers only."""
+    ended = await crud_login_sessions.end_all_of_user(db, user.id)
+    await crud_security_events.record(
+        db, EventKind.SESSIONS_ENDED, client, user_id=user.id, actor_id=admin.id, ended=ended
+    )
+    return SessionsEnded(ended=ended)

@@ -1,0 +1,74 @@
+"""Logins in the database."""
+
+from datetime import datetime
+from uuid import UUID
+
+from sqlalchemy import ColumnElement, Exists, delete, exists, func, update
+from sqlmodel import col, select
+from sqlmodel.ext.asyncio.session import AsyncSession
+
+from app.core.db.models import utc_now
+from app.core.exceptions.http_exceptions import NotFound
+from app.core.schemas import Page
+from app.crud.crud_base import CRUDBase
+from app.crud.helper import Paging
+from app.models.login_session import LoginSession
+from app.models.user import User
+
+
+class LoginSessionNotFound(NotFound):
+    text = "There is no such login, or it has ended."
+
+
+class CRUDLoginSession(CRUDBase[LoginSession]):
+    model = LoginSession
+    not_found = LoginSessionNotFound
+
+    async def lock_with_user(self, db: AsyncSession, session_id: UUID) -> tuple[LoginSession, User] | None:
+        """A login and its user, who is not deleted; nobody else changes that login until this transaction ends."""
+        statement = (
+            select(LoginSession, User)
+            .join(User, col(User.id) == col(LoginSession.user_id))
+            .where(col(LoginSession.id) == session_id, col(User.is_deleted).is_(False))
+            .with_for_update(of=LoginSession)
+        )
+        return (await db.exec(statement)).first()
+
+    async def page_of_user(self, db: AsyncSession, paging: Paging, user_id: int) -> Page[LoginSession]:
+        """One page of a user's live logins, the last used first."""
+        mine = col(LoginSession.user_id) == user_id
+        return await self.page(db, paging, mine, self._live, order_by=[col(LoginSession.last_used_at).desc()])
+
+    async def addresses_of_user(self, db: AsyncSession, user_id: int) -> list[str]:
+        """Where a user has signed in from, as far as it is remembered."""
+        addresses = select(LoginSession.address).where(col(LoginSession.user_id) == user_id).distinct().limit(100)
+        return [address for address in await db.exec(addresses) if address]
+
+    async def end(self, db: AsyncSession, session_id: UUID, user_id: int) -> bool:
+        """Ends a login, if it is that user's. Says whether it lived until then."""
+        return await self._end(db, col(LoginSession.id) == session_id, col(LoginSession.user_id) == user_id) == 1
+
+    async def end_all_of_user(self, db: AsyncSession, user_id: int, *, but: UUID | None = None) -> int:
+        """Ends all logins of a user, or all but one. Says how many lived until then."""
+        spared = () if but is None else (col(LoginSession.id) != but,)
+        return await self._end(db, col(LoginSession.user_id) == user_id, *spared)
+
+    async def _end(self, db: AsyncSession, *where: ColumnElement[bool]) -> int:
+        statement = update(LoginSession).where(*where, self._live).values(revoked_at=utc_now())
+        return (await db.exec(statement)).rowcount
+
+    def lives_for(self, session_id: UUID) -> Exists:
+        """The condition that this login of the user in the same query is live."""
+        mine = (col(LoginSession.id) == session_id, col(LoginSession.user_id) == col(User.id))
+        return exists().where(*mine, self._live)
+
+    async def purge(self, db: AsyncSession, before: datetime) -> int:
+        """Removes the logins that expired before this moment. Says how many."""
+        return (await db.exec(delete(LoginSession).where(col(LoginSession.expires_at) < before))).rowcount
+
+    @property
+    def _live(self) -> ColumnElement[bool]:
+        return col(LoginSession.revoked_at).is_(None) & (col(LoginSession.expires_at) > func.now())
+
+
+crud_login_sessions = CRUDLoginSession()
