@@ -10,11 +10,38 @@ from sqlmodel import SQLModel
 
 from app import models
 from app.api import build_router
-from app.api.v1 import health, login, logout, rate_limits, tasks, tiers, users
+from app.api.v1 import (
+    email_verification,
+    health,
+    login,
+    logout,
+    password_reset,
+    passwords,
+    rate_limits,
+    security_events,
+    sessions,
+    tasks,
+    tiers,
+    users,
+)
 from app.core.config import Settings
 from app.core.setup import create_application
 
 APP = Path(__file__).parents[1] / "src" / "app"
+ROUTERS = (
+    email_verification,
+    health,
+    login,
+    logout,
+    password_reset,
+    passwords,
+    rate_limits,
+    security_events,
+    sessions,
+    tasks,
+    tiers,
+    users,
+)
 
 
 def imports_of(file: Path) -> Iterator[str]:
@@ -97,13 +124,13 @@ def test_middleware_is_pure_asgi() -> None:
 
 def test_every_router_is_mounted() -> None:
     modules = {file.stem for file in (APP / "api" / "v1").glob("*.py")} - {"__init__"}
-    assert modules == {"health", "login", "logout", "rate_limits", "tasks", "tiers", "users"}
+    assert modules == {module.__name__.rpartition(".")[2] for module in ROUTERS}
     settings = Settings()
     app = create_application(build_router(settings), settings)
     mounted = {
         route.endpoint for route in iter_route_contexts(app.routes) if isinstance(route.original_route, APIRoute)
     }
-    for module in (health, login, logout, rate_limits, tasks, tiers, users):
+    for module in ROUTERS:
         for route in module.router.routes:
             assert isinstance(route, APIRoute)
             assert route.endpoint in mounted, f"{module.__name__}: {route.path}"
