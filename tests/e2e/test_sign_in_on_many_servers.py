@@ -2,7 +2,6 @@
 
 import asyncio
 import base64
-import statistics
 import subprocess
 import time
 from collections.abc import AsyncIterator
@@ -163,25 +162,36 @@ def dump_of(settings: Settings) -> str:
     return done.stdout.decode()
 
 
+LOGINS = 30
+
+
 async def others_hardly_notice_thirty_logins_at_once(clients: Clients, settings: Settings) -> None:
-    """Hashing on the event loop would hold every answer for as long as all hashes take, half a second and more."""
+    """The 99th percentile of `GET /health` meanwhile is under 50 ms on a machine that has nothing else to do.
+
+    Other tests may run beside this one, and then it is measured by what a login takes: hashing on the event loop
+    would hold an answer for three of them and more, hashing beside it holds none. One good round of five will do.
+    """
     user = await a_user(settings)
     await log_in(clients[0], user)
-    took: list[float] = []
-    while not took or (took[-1] >= 0.050 and len(took) < 8):  # The machine may have other things to do meanwhile.
-        took.append(await health_during_logins(clients[0], user))
-    assert took[-1] < 0.050, took
+    rounds = []
+    for _ in range(5):
+        percentile, burst = await health_during_logins(clients[0], user)
+        rounds.append((percentile, burst))
+        if percentile < max(0.050, 2 * burst / LOGINS):
+            return
+    raise AssertionError(rounds)
 
 
-async def health_during_logins(client: httpx2.AsyncClient, user: User) -> float:
-    """The 99th percentile of `GET /health`, in seconds, while thirty people sign in."""
+async def health_during_logins(client: httpx2.AsyncClient, user: User) -> tuple[float, float]:
+    """The 99th percentile of `GET /health`, and the time that the logins took meanwhile, in seconds."""
     form = {"username": user.username, "password": PASSWORD}
-    logins = [asyncio.create_task(client.post("login", data=form)) for _ in range(30)]
+    started = time.perf_counter()
+    logins = [asyncio.create_task(client.post("login", data=form)) for _ in range(LOGINS)]
     took = []
     while not all(login.done() for login in logins):
-        started = time.perf_counter()
+        asked = time.perf_counter()
         assert (await client.get("health")).status_code == 200
-        took.append(time.perf_counter() - started)
+        took.append(time.perf_counter() - asked)
+    burst = time.perf_counter() - started
     assert {login.result().status_code for login in logins} == {200}
-    assert len(took) > 20
-    return statistics.quantiles(took, n=100)[98]
+    return sorted(took)[int(len(took) * 0.99)], burst
