@@ -51,7 +51,8 @@ async def send_mail(settings: SMTPSettings, mail: Mail) -> None:
     if settings.SMTP_HOST is not None:
         await _submit(_client(settings), message)
     elif _is_local(settings):
-        log.info("mail", to=mail.to, subject=mail.subject, text=mail.text)
+        # As it would be read, and so that a token in it can be copied.
+        log.info(f"mail to {mail.to}\n\n{mail.subject}\n\n{mail.text}")
     else:
         raise MailNotSent("SMTP_HOST is not set.")
 
