@@ -2,6 +2,7 @@
 
 import ast
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -10,38 +11,11 @@ from sqlmodel import SQLModel
 
 from app import models
 from app.api import build_router
-from app.api.v1 import (
-    email_verification,
-    health,
-    login,
-    logout,
-    password_reset,
-    passwords,
-    rate_limits,
-    security_events,
-    sessions,
-    tasks,
-    tiers,
-    users,
-)
 from app.core.config import Settings
 from app.core.setup import create_application
 
 APP = Path(__file__).parents[1] / "src" / "app"
-ROUTERS = (
-    email_verification,
-    health,
-    login,
-    logout,
-    password_reset,
-    passwords,
-    rate_limits,
-    security_events,
-    sessions,
-    tasks,
-    tiers,
-    users,
-)
+ROUTERS = [import_module(f"app.api.v1.{file.stem}") for file in (APP / "api" / "v1").glob("[!_]*.py")]
 
 
 def imports_of(file: Path) -> Iterator[str]:
@@ -123,8 +97,7 @@ def test_middleware_is_pure_asgi() -> None:
 
 
 def test_every_router_is_mounted() -> None:
-    modules = {file.stem for file in (APP / "api" / "v1").glob("*.py")} - {"__init__"}
-    assert modules == {module.__name__.rpartition(".")[2] for module in ROUTERS}
+    assert len(ROUTERS) > 10
     settings = Settings()
     app = create_application(build_router(settings), settings)
     mounted = {
