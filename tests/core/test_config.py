@@ -1,5 +1,6 @@
 """Settings: where they come from, and what a person reads when one is broken."""
 
+import re
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -253,3 +254,9 @@ def test_secrets_do_not_show() -> None:
     shown = f"{settings!r} {settings.keyring!r}"
     assert "hunter2" not in shown
     assert STRONG not in shown
+
+
+def test_the_example_names_every_setting() -> None:
+    example = (Path(__file__).parents[2] / "src" / ".env.example").read_text()
+    named = set(re.findall(r"(?m)^(?:# )?([A-Z][A-Z0-9_]+)=", example))
+    assert named == set(Settings.model_fields) | {"EMBEDDED_SERVICES"}
