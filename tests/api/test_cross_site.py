@@ -58,6 +58,17 @@ async def test_ones_own_page_and_what_is_no_browser_can(
         assert (await client.post(path, headers=headers)).status_code == 200, headers
 
 
+async def test_another_sites_page_cannot_sign_anybody_in(client: httpx2.AsyncClient, db: AsyncSession) -> None:
+    user = await create_user(db)
+    form = {"username": user.username, "password": PASSWORD}
+    for headers in FOREIGN:
+        refused = await client.post("login", data=form, headers=headers)
+        assert refused.status_code == 403, headers
+        assert "Set-Cookie" not in refused.headers
+    for headers in OURS:
+        assert (await client.post("login", data=form, headers=headers)).status_code == 200, headers
+
+
 async def test_an_origin_that_cors_allows_is_no_stranger(
     client: httpx2.AsyncClient, db: AsyncSession, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -15,6 +15,7 @@ import pytest
 from pydantic import SecretStr
 from sqlmodel.ext.asyncio.session import AsyncSession
 
+from app.core import security
 from app.core.config import Settings
 from app.core.db.models import utc_now
 from app.core.keyring import kid_of
@@ -195,6 +196,14 @@ def test_a_token_says_what_was_put_into_it() -> None:
 
     assert (token.user_uuid, token.session_id) == (USER, LOGIN)
     assert token.expires_at.timestamp() - time.time() == pytest.approx(900, abs=5)
+
+
+def test_a_server_whose_clock_is_behind_takes_a_fresh_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    ahead = utc_now() + timedelta(seconds=3)
+    with monkeypatch.context() as patched:
+        patched.setattr(security, "utc_now", lambda: ahead)
+        token = create_access_token(SETTINGS, USER, LOGIN)
+    assert decode_access_token(token, SETTINGS).user_uuid == USER
 
 
 def test_a_token_of_another_key_or_issuer_or_algorithm_is_refused() -> None:

@@ -56,9 +56,9 @@ async def change_password(
 
     Raises: WrongPassword, PasswordTooObvious, HashingBusy.
     """
-    new = values.new_password.get_secret_value()
+    # All of it whether the current password is right or not: who holds a stolen token is not to learn that by the way.
+    hashed = await hash_new_password(values.new_password.get_secret_value(), user, settings)
     matches, _ = await verify_password(values.current_password.get_secret_value(), user.hashed_password, settings)
-    hashed = await hash_new_password(new, user, settings) if matches else ""
     if not await may_pass(db, user, client, matches=matches) or await crud_users.lock_unchanged(db, user) is None:
         raise WrongPassword
     ended = await _store_password(db, user, hashed, spared=token.session_id)

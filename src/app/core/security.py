@@ -16,6 +16,7 @@ from app.core.db.models import utc_now
 from app.core.exceptions.http_exceptions import Unauthorized
 
 ACCESS_TOKEN_TYPE = "at+jwt"  # noqa: S105  (RFC 9068: one kind of token is never taken for another)
+CLOCK_SKEW = timedelta(seconds=5)  # so that a server whose clock is behind takes what another has just signed
 _HEADER = {"alg", "typ", "kid"}
 _CLAIMS = ["iss", "aud", "sub", "sid", "jti", "iat", "nbf", "exp"]
 _REFRESH_TOKEN = re.compile(r"([0-9a-f]{32})\.(0|[1-9][0-9]{0,8})\.([A-Za-z0-9_-]{43})", re.ASCII)
@@ -53,8 +54,8 @@ def create_access_token(settings: CryptSettings, user_uuid: UUID, session_id: UU
         "sub": str(user_uuid),
         "sid": session_id.hex,
         "jti": secrets.token_urlsafe(24),
-        "iat": now,
-        "nbf": now,
+        "iat": now - CLOCK_SKEW,
+        "nbf": now - CLOCK_SKEW,
         "exp": now + timedelta(minutes=settings.ACCESS_TOKEN_EXPIRE_MINUTES),
     }
     return jwt.encode(claims, key.secret, settings.ALGORITHM, headers={"typ": ACCESS_TOKEN_TYPE, "kid": key.kid})

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from datetime import timedelta
 
-from sqlalchemy import case, delete, func, or_
+from sqlalchemy import Integer, case, cast, delete, func, or_
 from sqlalchemy.dialects.postgresql import insert
 from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
@@ -13,7 +13,7 @@ from app.models.login_throttle import LoginThrottle
 
 FIRST_LOCK = timedelta(seconds=1)  # doubles with each further failure
 LONGEST_LOCK = timedelta(minutes=15)
-FORGOTTEN_AFTER = timedelta(hours=1)  # without a failure
+FORGOTTEN_AFTER = timedelta(hours=1)  # as many failures as are free
 
 
 class CRUDLoginThrottle:
@@ -23,8 +23,13 @@ class CRUDLoginThrottle:
     """
 
     async def is_locked(self, db: AsyncSession, keys: Mapping[str, int]) -> bool:
-        """Whether any of the keys is locked; waits for failures that are being counted at this moment."""
-        rows = select(LoginThrottle).where(col(LoginThrottle.key).in_(keys)).order_by("key").with_for_update()
+        """Whether any of the keys is locked. Until this transaction ends, nobody else asks or counts under them.
+
+        A lock on the rows would not do: there is none yet before the first failure.
+        """
+        for key in sorted(keys):  # One order, hence no deadlock.
+            await db.exec(select(func.pg_advisory_xact_lock(func.hashtextextended(f"login_throttle {key}", 0))))
+        rows = select(LoginThrottle).where(col(LoginThrottle.key).in_(keys))
         now = utc_now()
         return any(row.locked_until is not None and row.locked_until > now for row in await db.exec(rows))
 
@@ -34,14 +39,16 @@ class CRUDLoginThrottle:
         Args:
             keys: by key, how many failures go before the first lock.
         """
-        locked = [await self._fail(db, key, keys[key]) for key in sorted(keys)]  # One order, hence no deadlock.
+        locked = [await self._fail(db, key, keys[key]) for key in sorted(keys)]
         return any(locked)
 
     async def _fail(self, db: AsyncSession, key: str, free: int) -> bool:
         now = utc_now()
         table = LoginThrottle
-        is_old = col(table.last_failure_at) < now - FORGOTTEN_AFTER
-        failures = case((is_old, 1), else_=col(table.failures) + 1)
+        # They are forgotten one by one: an address with many people behind it never is without a failure for long.
+        seconds_each = FORGOTTEN_AFTER.total_seconds() / free
+        forgotten = func.floor(func.extract("epoch", now - col(table.last_failure_at)) / seconds_each)
+        failures = cast(func.greatest(col(table.failures) - forgotten, 0) + 1, Integer)
         over = func.least(failures - free, 20)
         lock = func.least(FIRST_LOCK * func.power(2, over - 1), LONGEST_LOCK)
         statement = (

@@ -90,6 +90,7 @@ class CRUDUser(CRUDBase[User]):
         email = values.model_dump(exclude_unset=True).get("email", row.email)
         if email.lower() != row.email.lower():
             row.email_verified_at = None
+            flag_modified(row, "email_verified_at")  # Written even if it was None: the old one may just be verified.
         return await super().update(db, row, values)
 
     async def page_of_users(self, db: AsyncSession, paging: Paging) -> Page[User]:

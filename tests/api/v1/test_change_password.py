@@ -85,6 +85,19 @@ async def test_it_needs_the_current_password_and_guesses_are_counted(
     assert await hash_of(db, user) == before
 
 
+async def test_a_refused_new_password_does_not_tell_whether_the_current_one_was_right(
+    client: httpx2.AsyncClient, db: AsyncSession, settings: Settings
+) -> None:
+    user = await create_user(db, username="lovelace")
+    headers = signed_in(user, settings)
+    answers = [
+        (await client.post("user/me/password", json=change(current, "lovelace1815"), headers=headers)).json()
+        for current in (PASSWORD, "a wrong one")
+    ]
+    assert answers[0] | {"request_id": ""} == answers[1] | {"request_id": ""}
+    assert answers[0]["type"] == "urn:problem-type:password-too-obvious"
+
+
 async def test_a_password_that_would_be_tried_first_is_refused(
     client: httpx2.AsyncClient, db: AsyncSession, settings: Settings
 ) -> None:

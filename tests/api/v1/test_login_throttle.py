@@ -128,6 +128,18 @@ async def test_an_address_that_tries_many_accounts_is_locked(
     assert row.failures == FREE_FAILURES_OF_ADDRESS + 1, "one's own account does not wash an address clean"
 
 
+async def test_an_address_of_many_people_recovers_though_somebody_always_mistypes(
+    client: httpx2.AsyncClient, db: AsyncSession
+) -> None:
+    row = LoginThrottle(key="address:127.0.0.1", failures=FREE_FAILURES_OF_ADDRESS, last_failure_at=utc_now())
+    db.add(row)
+    await db.commit()
+    for left in (51, 2, 1):
+        await pass_time(db, timedelta(minutes=30))
+        await fail(client, "nobody", 1)
+        assert (await count_of(db, "address:127.0.0.1")).failures == left
+
+
 async def test_of_many_guesses_at_once_no_more_are_answered_than_of_as_many_in_turn(
     client: httpx2.AsyncClient, db: AsyncSession
 ) -> None:
@@ -142,10 +154,11 @@ async def test_a_right_guess_that_comes_in_after_the_lock_is_refused(
     client: httpx2.AsyncClient, db: AsyncSession
 ) -> None:
     user = await create_user(db)
-    await fail(client, user.username, 1)
+    keys = {f"account:{user.uuid}": FREE_FAILURES_OF_ACCOUNT}
     async with second_session() as other:
+        assert not await throttle.crud_login_throttle.is_locked(other, keys)
         for _ in range(FREE_FAILURES_OF_ACCOUNT + 1):
-            await throttle.crud_login_throttle.fail(other, {f"account:{user.uuid}": FREE_FAILURES_OF_ACCOUNT})
+            await throttle.crud_login_throttle.fail(other, keys)
         guess = asyncio.create_task(log_in(client, user.username))
         await asyncio.sleep(0.3)
         assert not guess.done(), "it waits for the failures that are being counted"

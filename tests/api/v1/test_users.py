@@ -11,8 +11,9 @@ from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from app.core.config import Settings
+from app.core.db.models import utc_now
 from app.crud.crud_users import UserNotFound, crud_users
-from app.models.user import User, UserTierUpdate
+from app.models.user import User, UserTierUpdate, UserUpdate
 from tests.conftest import second_session
 from tests.helper import (
     PASSWORD,
@@ -470,6 +471,19 @@ async def test_a_tier_that_is_given_during_the_deletion_is_let_go(
         admin = await create_superuser(db)
         deleted = await client.delete(f"tier/tier {deleted_first}", headers=signed_in(admin, settings))
         assert deleted.status_code == 200
+
+
+async def test_an_address_that_is_verified_while_it_is_changed_does_not_verify_the_new_one(
+    client: httpx2.AsyncClient, db: AsyncSession
+) -> None:
+    user = await create_user(db)
+    async with second_session() as other:
+        theirs = await other.get_one(User, user.id)
+        theirs.email_verified_at = utc_now()
+    await crud_users.update(db, user, UserUpdate(email="new@example.com"))
+    await db.commit()
+    await db.refresh(user)
+    assert (user.email, user.email_verified_at) == ("new@example.com", None)
 
 
 async def test_two_simultaneous_renames_to_one_name_give_it_to_one(

@@ -23,7 +23,12 @@ from app.models.token import AccessTokenRead, LoginForm
 router = APIRouter(tags=["login"], dependencies=[Depends(never_cached)])
 
 
-@router.post("/login", status_code=HTTP_200_OK, responses=problems(WrongCredentials, HashingBusy))
+@router.post(
+    "/login",
+    status_code=HTTP_200_OK,
+    dependencies=[Depends(require_same_site)],  # Nobody is to be signed in to an account that is not theirs.
+    responses=problems(WrongCredentials, HashingBusy, CrossSiteRequest),
+)
 async def login(
     response: Response, form: Annotated[LoginForm, Form()], db: SessionDep, settings: SettingsDep, client: ClientDep
 ) -> AccessTokenRead:
