@@ -6,8 +6,9 @@ import subprocess
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
+from datetime import timedelta
 from functools import partial
-from itertools import cycle
+from itertools import cycle, islice
 
 import httpx2
 import pytest
@@ -16,7 +17,11 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 from app.api.sign_in import FREE_FAILURES_OF_ACCOUNT
 from app.core.config import Settings
 from app.core.passwords import hash_password
+from app.core.security import parse_refresh_token
 from app.crud.crud_login_throttle import crud_login_throttle
+from app.crud.crud_mail_token import crud_mail_tokens
+from app.models.login_session import LoginSession
+from app.models.mail_token import MailPurpose
 from app.models.user import User
 from scripts.server import environment
 from scripts.unprivileged import package_folder
@@ -65,13 +70,18 @@ async def refresh(client: httpx2.AsyncClient, token: str) -> httpx2.Response:
     return answer
 
 
-async def test_what_one_server_does_counts_on_all_of_them(settings: Settings) -> None:
+async def test_what_one_server_does_counts_on_all_of_them(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     """One test for all of it: four servers take as many seconds to start."""
     with ExitStack() as stack:
         servers = [stack.enter_context(running_api()) for _ in range(SERVERS)]
-        async with clients_of(servers) as clients:
+        monkeypatch.setenv("REFRESH_GRACE_SECONDS", "0")
+        strict = stack.enter_context(running_api())
+        async with clients_of([*servers, strict]) as (*clients, without_grace):
             await twenty_refreshes_at_once_are_one_step(clients, settings)
-            await a_replayed_token_ends_the_login_on_every_server(clients, settings)
+            for replayer in (clients[3], without_grace):
+                for behind, late in ((1, True), (2, False), (5, True)):
+                    await a_replayed_token_ends_the_login_on_every_server(clients, replayer, settings, behind, late)
+            await a_replayed_token_ends_the_login_on_every_server(clients, without_grace, settings, 1, late=False)
             await a_logout_and_a_changed_password_count_on_every_server(clients, settings)
             await a_dump_of_the_database_holds_no_token(clients, settings)
             await others_hardly_notice_thirty_logins_at_once(clients, settings)
@@ -94,19 +104,29 @@ async def twenty_refreshes_at_once_are_one_step(clients: Clients, settings: Sett
     assert Login(await refresh(clients[1], successor)).token.split(".")[1] == "2", "the login goes on"
 
 
-async def a_replayed_token_ends_the_login_on_every_server(clients: Clients, settings: Settings) -> None:
+async def a_replayed_token_ends_the_login_on_every_server(
+    clients: Clients, replayer: httpx2.AsyncClient, settings: Settings, behind: int, late: bool
+) -> None:
     user = await a_user(settings)
-    login, other = await log_in(clients[0], user), await log_in(clients[1], user)
-    second = Login(await refresh(clients[1], login.token))
-    third = Login(await refresh(clients[2], second.token))
+    logins, other = [await log_in(clients[0], user)], await log_in(clients[1], user)
+    for client in islice(cycle(clients), behind):
+        logins.append(Login(await refresh(client, logins[-1].token)))
+    if late:
+        await let_the_grace_pass(logins[0], settings)
 
-    assert (await refresh(clients[3], login.token)).status_code == 401
+    assert (await refresh(replayer, logins[0].token)).status_code == 401
 
-    for client in clients:
-        for ended in (login, second, third):
+    for client in [*clients, replayer]:
+        for ended in logins:
             assert (await client.get("user/me/", headers=ended.access)).status_code == 401
             assert (await refresh(client, ended.token)).status_code == 401
         assert (await client.get("user/me/", headers=other.access)).status_code == 200
+
+
+async def let_the_grace_pass(login: Login, settings: Settings) -> None:
+    async with opened_session(settings) as db:
+        session = await db.get_one(LoginSession, parse_refresh_token(login.token).session_id)
+        session.rotated_at -= timedelta(seconds=10)
 
 
 async def a_logout_and_a_changed_password_count_on_every_server(clients: Clients, settings: Settings) -> None:
@@ -145,10 +165,12 @@ async def a_dump_of_the_database_holds_no_token(clients: Clients, settings: Sett
     tokens = [(await log_in(clients[0], user)).token]
     for client in clients * 2:
         tokens.append(Login(await refresh(client, tokens[-1])).token)
+    async with opened_session(settings) as db:
+        reset = await crud_mail_tokens.issue(db, MailPurpose.PASSWORD_RESET, user)
+    assert reset is not None
     dump = await asyncio.to_thread(partial(dump_of, settings))
     assert tokens[0].split(".")[0] in dump.replace("-", ""), "the login itself is there"
-    for token in tokens:
-        secret = token.split(".")[2]
+    for secret in (reset, *(token.split(".")[2] for token in tokens)):
         assert secret not in dump
         assert base64.urlsafe_b64decode(f"{secret}=").hex() not in dump
 
