@@ -23,9 +23,9 @@ class CRUDMailToken:
     """Not a resource with rows to read and change: a token goes out, and is used up."""
 
     async def issue(self, db: AsyncSession, purpose: MailPurpose, user: User) -> str | None:
-        """A new token for this user, in place of one that went to the same address before.
+        """A new token for this user. Earlier ones stay good: otherwise any stranger who asks could void them.
 
-        None when that was within the last minute, or is being done by somebody else at this moment.
+        None when one was issued within the last minute, or is being done by somebody else at this moment.
         """
         now = utc_now()
         to_them = (col(MailToken.purpose) == purpose, func.lower(col(MailToken.email)) == func.lower(user.email))
@@ -34,7 +34,6 @@ class CRUDMailToken:
         newest = (await db.exec(select(func.max(MailToken.created_at)).where(*to_them))).one()
         if newest is not None and now - newest < SHORTEST_INTERVAL:
             return None
-        await db.exec(delete(MailToken).where(*to_them))
         token = create_mail_token()
         row = MailToken(
             user_id=user.id,
