@@ -65,8 +65,10 @@ def test_redis_has_two_doors() -> None:
     assert {file for file in files if not file.startswith("core/utils/")} == {"core/setup.py"}
 
 
-def test_core_utils_are_the_three_adapters() -> None:
-    assert {file.stem for file in (APP / "core" / "utils").glob("*.py")} == {"__init__", "cache", "queue", "rate_limit"}
+def test_core_utils_are_the_three_adapters_and_what_they_share() -> None:
+    """docs/decisions/0009-one-shared-connection.md"""
+    found = {file.stem for file in (APP / "core" / "utils").iterdir() if not file.stem.startswith("__")}
+    assert found == {"cache", "queue", "rate_limit", "redis_link"}
 
 
 def test_only_the_edge_commits() -> None:
@@ -113,7 +115,7 @@ def test_every_table_is_in_the_migrations_metadata() -> None:
     """A table class that `models/__init__.py` does not import would be invisible to autogenerate."""
     defined = {
         node.name
-        for file in (APP / "models").glob("*.py")
+        for file in APP.rglob("*.py")
         for node in ast.parse(file.read_text()).body
         if isinstance(node, ast.ClassDef) and any(keyword.arg == "table" for keyword in node.keywords)
     }

@@ -101,7 +101,7 @@ async def get_access_token(request: Request, bearer: BearerToken, settings: Sett
 OptionalToken = Annotated[AccessToken | None, Depends(get_access_token)]
 
 
-async def get_optional_user(token: OptionalToken) -> User | None:
+async def get_optional_user(request: Request, token: OptionalToken) -> User | None:
     """The signed-in user, or nobody. One statement, before the request's own transaction; none for nobody."""
     if token is None:
         return None
@@ -109,6 +109,8 @@ async def get_optional_user(token: OptionalToken) -> User | None:
         user = await crud_users.get_signed_in(db, token.user_uuid, token.session_id, token.jti)
     if user is None:
         raise InvalidToken
+    # For the cache: who has other rights than a moment ago is somebody else.
+    request.state.caller = f"{user.uuid} {user.is_superuser} {user.tier_id}"
     return user
 
 
@@ -174,7 +176,13 @@ def _host_of(origin: str) -> str | None:
 # ---- What is asked for: loaded, or 404 ----
 
 
-async def get_user(username: Annotated[ExistingUsername, Path()], db: SessionDep) -> User:
+UsernameInPath = Annotated[ExistingUsername, Path(alias="username")]
+ExistingTierName = Annotated[TierName, Path(alias="name")]
+ParentTierName = Annotated[TierName, Path(alias="tier_name")]
+RateLimitId = Annotated[int, Path(alias="id", ge=1, le=MAX_ID)]
+
+
+async def get_user(username: UsernameInPath, db: SessionDep) -> User:
     """The user in the path."""
     user = await crud_users.get_by_username(db, username)
     if user is None:
@@ -183,6 +191,14 @@ async def get_user(username: Annotated[ExistingUsername, Path()], db: SessionDep
 
 
 UserDep = Annotated[User, Depends(get_user)]
+
+
+async def sees_all(viewer: OptionalUser, username: UsernameInPath) -> bool:
+    """Whether the caller sees all of the user in the path, and not only the public part."""
+    return viewer is not None and (viewer.is_superuser or viewer.username == username)
+
+
+SeesAll = Annotated[bool, Depends(sees_all)]
 
 
 async def get_own_user(current: CurrentUser, user: UserDep) -> User:
@@ -205,7 +221,7 @@ async def get_managed_user(current: CurrentUser, user: UserDep) -> User:
 ManagedUser = Annotated[User, Depends(get_managed_user)]
 
 
-async def get_user_to_erase(_: CurrentSuperuser, username: Annotated[ExistingUsername, Path()], db: SessionDep) -> User:
+async def get_user_to_erase(_: CurrentSuperuser, username: UsernameInPath, db: SessionDep) -> User:
     """The user in the path, even when soft-deleted; for superusers."""
     user = await crud_users.get_by_username_with_deleted(db, username)
     if user is None:
@@ -216,7 +232,7 @@ async def get_user_to_erase(_: CurrentSuperuser, username: Annotated[ExistingUse
 UserToErase = Annotated[User, Depends(get_user_to_erase)]
 
 
-async def get_tier(name: Annotated[TierName, Path()], db: SessionDep) -> Tier:
+async def get_tier(name: ExistingTierName, db: SessionDep) -> Tier:
     """The tier in the path."""
     tier = await crud_tiers.get_by_name(db, name)
     if tier is None:
@@ -227,7 +243,7 @@ async def get_tier(name: Annotated[TierName, Path()], db: SessionDep) -> Tier:
 TierDep = Annotated[Tier, Depends(get_tier)]
 
 
-async def get_parent_tier(tier_name: Annotated[TierName, Path()], db: SessionDep) -> Tier:
+async def get_parent_tier(tier_name: ParentTierName, db: SessionDep) -> Tier:
     """The tier in the path of something that belongs to it."""
     return await get_tier(tier_name, db)
 
@@ -235,9 +251,7 @@ async def get_parent_tier(tier_name: Annotated[TierName, Path()], db: SessionDep
 ParentTier = Annotated[Tier, Depends(get_parent_tier)]
 
 
-async def get_rate_limit(
-    tier: ParentTier, rate_limit_id: Annotated[int, Path(alias="id", ge=1, le=MAX_ID)], db: SessionDep
-) -> RateLimit:
+async def get_rate_limit(tier: ParentTier, rate_limit_id: RateLimitId, db: SessionDep) -> RateLimit:
     """The rate limit in the path."""
     rate_limit = await crud_rate_limits.get_of_tier(db, tier.id, rate_limit_id)
     if rate_limit is None:

@@ -34,7 +34,8 @@ from app.core.docs import add_docs
 from app.core.exceptions.http_exceptions import ServiceUnavailable
 from app.core.exceptions.problem_response import add_problem_handlers, answer_to
 from app.core.openapi import add_openapi
-from app.core.utils import cache, queue, rate_limit
+from app.core.utils import queue, rate_limit
+from app.core.utils.cache import check_cached_routes, open_cache
 from app.middleware.body_limit_middleware import BodyLimitMiddleware
 from app.middleware.client_cache_middleware import ClientCacheMiddleware
 from app.middleware.cors_middleware import CORSMiddleware
@@ -87,6 +88,7 @@ def create_application(
     app.state.settings = settings
     app.state.dependencies = []
     app.include_router(router)
+    check_cached_routes(app)
     add_problem_handlers(app)
     app.add_exception_handler(RedisConnectionError, _on_redis_outage)
     app.add_exception_handler(RedisTimeoutError, _on_redis_outage)
@@ -146,9 +148,11 @@ async def _lifespan(app: FastAPI, inner: Any) -> AsyncIterator[Any]:
             found.append(Dependency("postgres", partial(_select_1, probe), required=True))
             found.append(Dependency("schema", partial(check_schema, probe), required=True))
         if isinstance(settings, RedisCacheSettings):
-            cache.client = await stack.enter_async_context(_redis_client(settings.redis_cache_url))
-            stack.callback(setattr, cache, "client", None)
-            found.append(Dependency("redis_cache", cache.client.ping))
+            app.state.cache = await stack.enter_async_context(
+                open_cache(settings, durable=isinstance(settings, PostgresSettings))
+            )
+            stack.callback(delattr, app.state, "cache")
+            found.append(Dependency("redis_cache", app.state.cache.ping))
         if isinstance(settings, RedisRateLimiterSettings):
             rate_limit.client = await stack.enter_async_context(_redis_client(settings.redis_rate_limit_url))
             stack.callback(setattr, rate_limit, "client", None)

@@ -1,5 +1,6 @@
 """Every table, so that importing this package fills the metadata that migrations compare against."""
 
+from app.core.db.outbox import CacheInvalidation
 from app.models.login_session import LoginSession
 from app.models.login_throttle import LoginThrottle
 from app.models.mail_token import MailToken
@@ -10,6 +11,7 @@ from app.models.token_blacklist import TokenBlacklist
 from app.models.user import User
 
 __all__ = [
+    "CacheInvalidation",
     "LoginSession",
     "LoginThrottle",
     "MailToken",

@@ -1,5 +1,7 @@
 """Users."""
 
+from functools import partial
+
 from fastapi import APIRouter
 from starlette.status import HTTP_201_CREATED
 
@@ -12,16 +14,20 @@ from app.api.dependencies import (
     OptionalUser,
     OwnUser,
     PagingDep,
+    SeesAll,
     SessionDep,
     SettingsDep,
     UserDep,
+    UsernameInPath,
     UserToErase,
+    get_user,
 )
 from app.core.exceptions.http_exceptions import Forbidden, Unauthorized
 from app.core.openapi import SIGN_IN_OPTIONAL, problems
 from app.core.passwords import HashingBusy, hash_password
 from app.core.schemas import Message, Page
 from app.core.security import InvalidToken
+from app.core.utils.cache import cache
 from app.crud.crud_login_session import crud_login_sessions
 from app.crud.crud_rate_limit import crud_rate_limits
 from app.crud.crud_security_event import crud_security_events
@@ -35,10 +41,8 @@ from app.models.user import User, UserCreate, UserPublic, UserRead, UserTierUpda
 router = APIRouter(tags=["users"])
 
 
-def profile_for(viewer: User | None, user: User) -> UserRead | UserPublic:
-    """As much of a user as the viewer may see."""
-    full = viewer is not None and (viewer.is_superuser or viewer.id == user.id)
-    return UserRead.model_validate(user) if full else UserPublic.model_validate(user)
+# What is cached about a user: the public profile, for all who see no more of it.
+public_profile = partial(cache, "user_profile", resource_id_name="username")
 
 
 @router.post(
@@ -72,9 +76,10 @@ async def read_users(viewer: OptionalUser, paging: PagingDep, db: SessionDep) ->
 
 
 @router.get("/user/{username}", openapi_extra=SIGN_IN_OPTIONAL, responses=problems(InvalidToken, UserNotFound))
-async def read_user(viewer: OptionalUser, user: UserDep) -> UserRead | UserPublic:
+@public_profile(private=False, unless="sees_all")
+async def read_user(username: UsernameInPath, sees_all: SeesAll, db: SessionDep) -> UserRead | UserPublic:
     """Read a profile: all of it for the user and superusers, the public part for others."""
-    return profile_for(viewer, user)
+    return (UserRead if sees_all else UserPublic).model_validate(await get_user(username, db))
 
 
 @router.patch(
@@ -82,8 +87,15 @@ async def read_user(viewer: OptionalUser, user: UserDep) -> UserRead | UserPubli
     response_model=UserRead,
     responses=problems(Unauthorized, Forbidden, UserNotFound, UsernameTaken, EmailTaken),
 )
+@public_profile()
 async def update_user(
-    user: ManagedUser, values: UserUpdate, db: SessionDep, settings: SettingsDep, actor: CurrentUser, client: ClientDep
+    username: UsernameInPath,
+    user: ManagedUser,
+    values: UserUpdate,
+    db: SessionDep,
+    settings: SettingsDep,
+    actor: CurrentUser,
+    client: ClientDep,
 ) -> User:
     """Change a profile: your own or, as a superuser, anybody's. Another e-mail address has to be verified anew."""
     earlier = user.email
@@ -95,7 +107,8 @@ async def update_user(
 
 
 @router.delete("/user/{username}", responses=problems(Unauthorized, Forbidden, UserNotFound))
-async def delete_user(user: OwnUser, db: SessionDep, client: ClientDep) -> Message:
+@public_profile()
+async def delete_user(username: UsernameInPath, user: OwnUser, db: SessionDep, client: ClientDep) -> Message:
     """Delete your account. Every token of it is refused from now on; the name stays taken."""
     await crud_users.soft_delete(db, user)
     await crud_login_sessions.end_all_of_user(db, user.id)
@@ -104,7 +117,10 @@ async def delete_user(user: OwnUser, db: SessionDep, client: ClientDep) -> Messa
 
 
 @router.delete("/db_user/{username}", responses=problems(Unauthorized, Forbidden, UserNotFound))
-async def erase_user(user: UserToErase, admin: CurrentSuperuser, db: SessionDep, client: ClientDep) -> Message:
+@public_profile()
+async def erase_user(
+    username: UsernameInPath, user: UserToErase, admin: CurrentSuperuser, db: SessionDep, client: ClientDep
+) -> Message:
     """Remove a user from the database, deleted before or not. Superusers only."""
     await crud_users.delete(db, user)
     await crud_security_events.record(
@@ -128,8 +144,14 @@ async def read_user_tier(user: ManagedUser, db: SessionDep) -> Tier | None:
     response_model=UserRead,
     responses=problems(Unauthorized, Forbidden, UserNotFound, TierNotFound),
 )
+@public_profile()
 async def update_user_tier(
-    admin: CurrentSuperuser, user: UserDep, values: UserTierUpdate, db: SessionDep, client: ClientDep
+    admin: CurrentSuperuser,
+    username: UsernameInPath,
+    user: UserDep,
+    values: UserTierUpdate,
+    db: SessionDep,
+    client: ClientDep,
 ) -> User:
     """Move a user to a tier, or with null out of any. Superusers only."""
     updated = await crud_users.update(db, user, values)

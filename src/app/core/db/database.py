@@ -1,7 +1,10 @@
 """The connection to PostgreSQL: one engine per process, opened and closed by the app's or worker's lifespan."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any
 
 import asyncpg
@@ -27,23 +30,43 @@ _OUTDATED = "InvalidCachedStatementError"
 _TRANSIENT = ("08", "40", "53", "57", "55P03")
 
 _AFTER_COMMIT = "after_commit"
+_AROUND_COMMIT = "around_commit"
 _NOT_OPEN = "The database is not open: call open_database() first."
 
-_sessions: async_sessionmaker[AsyncSession] | None = None
+_sessions: async_sessionmaker["Transaction"] | None = None
 _readers: async_sessionmaker[AsyncSession] | None = None  # in which each statement is a transaction of its own
 
 log = structlog.stdlib.get_logger("slipway.database")
+
+
+Around = Callable[[AsyncSession], AbstractAsyncContextManager[None]]
 
 
 class DatabaseUnavailable(ServiceUnavailable):
     text = "The database is not available. Try again shortly."
 
 
+class Transaction(AsyncSession):
+    """A session whose commits do what was registered to be done with them, whoever commits."""
+
+    async def commit(self) -> None:
+        """Commits, between the entering and the leaving of what is around it; then what comes after it is done."""
+        async with AsyncExitStack() as stack:
+            for around in self.info.get(_AROUND_COMMIT, ()):
+                await stack.enter_async_context(around(self))
+            await super().commit()
+        for action in self.info.pop(_AFTER_COMMIT, ()):
+            try:
+                await action()
+            except Exception:
+                log.exception("action after commit failed")
+
+
 def open_database(settings: PostgresSettings) -> AsyncEngine:
     """Makes the engine that `async_get_db` uses from now on. Connects only when first asked to."""
     global _sessions, _readers
     engine = create_engine(settings, pool_size=settings.POSTGRES_POOL_SIZE)
-    _sessions = async_sessionmaker(engine, class_=AsyncSession, expire_on_commit=False)
+    _sessions = async_sessionmaker(engine, class_=Transaction, expire_on_commit=False)
     _readers = async_sessionmaker(
         engine.execution_options(isolation_level="AUTOCOMMIT"), class_=AsyncSession, expire_on_commit=False
     )
@@ -88,20 +111,33 @@ async def async_get_db() -> AsyncIterator[AsyncSession]:
     """
     if _sessions is None:
         raise RuntimeError(_NOT_OPEN)
+    db = _sessions()
+    _adopt(db)
     try:
-        async with _sessions() as db:
-            try:
-                yield db
-            except Problem as problem:
-                if problem.keeps_changes:
-                    await _commit(db)
-                raise
-            await _commit(db)
+        try:
+            yield db
+        except Problem as problem:
+            if problem.keeps_changes:
+                await _commit(db)
+            raise
+        await _commit(db)
     except PoolTimeoutError as error:
         raise DatabaseUnavailable from error
+    finally:
+        _open.set(tuple(other for other in _open.get() if other is not db))
+        if db.in_transaction() or len(db.identity_map):
+            await asyncio.shield(asyncio.create_task(db.close()))
 
 
 transaction = asynccontextmanager(async_get_db)  # the same for a job or a script: `async with transaction() as db:`
+
+
+async def _commit(db: AsyncSession) -> None:
+    if db.in_transaction() or db.info:  # A session that nobody used costs nothing: not even a switch to a greenlet.
+        await db.commit()
+
+
+# ---- What is done with a commit ----
 
 
 def after_commit(db: AsyncSession, action: Callable[[], Awaitable[object]]) -> None:
@@ -112,13 +148,51 @@ def after_commit(db: AsyncSession, action: Callable[[], Awaitable[object]]) -> N
     db.info.setdefault(_AFTER_COMMIT, []).append(action)
 
 
-async def _commit(db: AsyncSession) -> None:
-    await db.commit()
-    for action in db.info.pop(_AFTER_COMMIT, ()):
-        try:
-            await action()
-        except Exception:
-            log.exception("action after commit failed")
+def around_commit(db: AsyncSession, around: Around) -> None:
+    """Has every commit of this session made inside of this context, which gets the session.
+
+    What it does before, it does in the transaction; an error there rolls back. After a commit that failed it is left
+    with that error.
+    """
+    db.info.setdefault(_AROUND_COMMIT, []).append(around)
+
+
+@dataclass(slots=True)
+class Watched:
+    """What `around_commits` is about; `transactions` is how many there were."""
+
+    around: Around
+    transactions: int = 0
+
+
+_open: ContextVar[tuple[AsyncSession, ...]] = ContextVar("open_transactions", default=())
+_watched: ContextVar[tuple[Watched, ...]] = ContextVar("watched_commits", default=())
+
+
+@contextmanager
+def around_commits(around: Around) -> Iterator[Watched]:
+    """`around_commit` for the transactions that are open in this request or task, and those opened inside of this."""
+    watched = Watched(around)
+    for db in _open.get():
+        around_commit(db, around)
+        watched.transactions += 1
+    before = _watched.set((*_watched.get(), watched))
+    try:
+        yield watched
+    finally:
+        _watched.reset(before)
+
+
+def begin_request() -> None:
+    """Whatever is open belongs to somebody else: in a test, requests share a context with the one who asks."""
+    _open.set(())
+
+
+def _adopt(db: AsyncSession) -> None:
+    _open.set((*_open.get(), db))
+    for watched in _watched.get():
+        around_commit(db, watched.around)
+        watched.transactions += 1
 
 
 @asynccontextmanager

@@ -1,0 +1,63 @@
+"""The cache: `@cache` for handlers, and what those who change data in other ways have to say."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+
+from sqlmodel.ext.asyncio.session import AsyncSession
+
+from app.core.config import RedisCacheSettings
+from app.core.db.database import around_commit
+from app.core.db.outbox import Targets
+from app.core.exceptions.cache_exceptions import MissingClientError
+from app.core.utils.cache import opened
+from app.core.utils.cache.decorator import cache, check_cached_routes
+from app.core.utils.cache.invalidation import Invalidator, write_down
+from app.core.utils.cache.keys import resource_key
+from app.core.utils.cache.opened import Cache
+from app.core.utils.cache.store import Store
+from app.core.utils.redis_link import Link
+
+__all__ = ["Cache", "cache", "check_cached_routes", "invalidate", "invalidate_on_commit", "open_cache"]
+
+
+@asynccontextmanager
+async def open_cache(settings: RedisCacheSettings, *, durable: bool) -> AsyncIterator[Cache]:
+    """The cache, while an app or a worker runs. It opens, and is not used, while Redis/Valkey is away.
+
+    Args:
+        settings: where the server is.
+        durable: whether the database is open as well, to remember what has to be dropped.
+    """
+    link = Link(settings.redis_cache_url, "cache")
+    store = Store(link)
+    invalidator = Invalidator(store, durable=durable)
+    await link.open()
+    await invalidator.open()
+    opened.current = Cache(store, invalidator)
+    try:
+        yield opened.current
+    finally:
+        opened.current = None
+        await invalidator.close()
+        await link.close()
+
+
+async def invalidate(key_prefix: str, resource_id: object) -> None:
+    """Drops a resource from the cache, with all its variants; when that is not possible now, as soon as it is.
+
+    For what was changed outside of `transaction()` and requests. Raises: MissingClientError.
+    """
+    if opened.current is None:
+        raise MissingClientError
+    await opened.current.invalidator.now(Targets((resource_key(key_prefix, resource_id),)))
+
+
+def invalidate_on_commit(db: AsyncSession, key_prefix: str, resource_id: object) -> None:
+    """Drops a resource from the cache when this transaction is committed. For jobs and scripts.
+
+    Where the cache is not open, as in a script, it is written down, and an API process drops it a moment later.
+    """
+    targets = Targets((resource_key(key_prefix, resource_id),))
+    around = opened.current.invalidator.around if opened.current else write_down
+    around_commit(db, partial(around, targets=targets))

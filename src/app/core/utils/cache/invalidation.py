@@ -1,0 +1,200 @@
+"""Drops from the cache what a transaction has made wrong: after its commit, whatever happens in between.
+
+What is to be dropped is written down in that transaction (`app.core.db.outbox`), and dropped once it is committed,
+before the caller is told. When that cannot be done, it is done by a task of each API process as soon as it can.
+"""
+
+import asyncio
+import random
+from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from time import monotonic
+from typing import Final
+
+import structlog
+from sqlalchemy.exc import DBAPIError
+from sqlmodel.ext.asyncio.session import AsyncSession
+
+from app.core.db import outbox
+from app.core.db.database import DatabaseUnavailable, reading, transaction
+from app.core.db.outbox import Targets
+from app.core.utils.cache.metrics import INVALIDATIONS, UP
+from app.core.utils.cache.store import Store
+from app.core.utils.redis_link import LinkError
+
+TICK: Final = 1.0  # seconds between two looks at what others have left
+OWN: Final = 10.0  # seconds that whoever committed has to drop it, before others do
+# Seconds that rows are kept after they are done. A server that crashes can lose, with its last second, what it has
+# dropped, and come back with the old answers: what is still written down is then dropped again.
+LINGER: Final = 5.0
+CLOSE_SECONDS: Final = 2.0  # that a close waits for what is being done
+MOST_AT_ONCE: Final = 500
+
+log = structlog.stdlib.get_logger("slipway.cache")
+
+
+class Invalidator:
+    """Drops what is wrong, and decides whether what is stored can be trusted.
+
+    After an outage it cannot, until all that was to be dropped meanwhile is dropped: `trusted` is False until then.
+    """
+
+    def __init__(self, store: Store, *, durable: bool) -> None:
+        """
+        Args:
+            store: where to drop it from.
+            durable: whether there is a database to write down what to drop. Without one, this process remembers.
+        """
+        self.trusted = False
+        self._store = store
+        self._durable = durable
+        self._outage = 0  # counts them
+        self._done: deque[tuple[float, list[int]]] = deque()
+        self._overdue: list[int] = []
+        self._remembered: set[Targets] = set()
+        self._wake = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self._complained = False
+        self._closing = False
+        store.link.on_change(self._on_change)
+
+    async def open(self) -> None:
+        """Begins to look after what is left to drop; what was left by others is dropped by then, if it can be."""
+        if self._store.link.up:
+            await self._try()
+        self._task = asyncio.create_task(self._run())
+
+    async def close(self) -> None:
+        """Stops. What is not done by now is written down, and done by others."""
+        self._closing = True
+        self._wake.set()
+        if self._task is not None:
+            await asyncio.wait([self._task], timeout=CLOSE_SECONDS)
+            self._task.cancel()
+        self._distrust()
+
+    @asynccontextmanager
+    async def around(self, db: AsyncSession, targets: Targets) -> AsyncIterator[None]:
+        """Goes around a commit: writes down before what it drops after."""
+        ids = await outbox.record(db, targets, delay=OWN if self.trusted else 0)
+        yield
+        # The commit is made: not even a caller who leaves now can stop what follows from it.
+        await asyncio.shield(asyncio.create_task(self._drop_committed(targets, ids)))
+
+    async def now(self, targets: Targets) -> None:
+        """Drops this, or sees to it that it is dropped later. For changes made outside of our transactions."""
+        try:
+            await self._drop(targets)
+        except LinkError:
+            if self._durable:
+                async with transaction() as db:
+                    await outbox.record(db, targets, delay=0)
+            else:
+                self._remembered.add(targets)
+                self._distrust()
+
+    async def _drop_committed(self, targets: Targets, ids: list[int]) -> None:
+        try:
+            await self._drop(targets)
+        except LinkError as error:
+            log.warning("cache not invalidated yet", why=repr(error), targets=len(ids))
+            self._overdue += ids
+            self._wake.set()
+        else:
+            self._done.append((monotonic(), ids))
+
+    async def _drop(self, targets: Targets) -> None:
+        count = len(targets.keys) + len(targets.patterns)
+        try:
+            await self._store.void(targets.keys, targets.patterns)
+        except LinkError:
+            INVALIDATIONS.labels("failed").inc(count)
+            raise
+        INVALIDATIONS.labels("done").inc(count)
+
+    # ---- What is left to drop ----
+
+    def _on_change(self, up: bool) -> None:
+        if up:
+            self._wake.set()
+        else:
+            self._distrust()
+
+    def _distrust(self) -> None:
+        self._outage += 1
+        self.trusted = False
+        UP.set(0)
+
+    async def _run(self) -> None:
+        while not self._closing:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(TICK * random.uniform(0.8, 1.2)):  # noqa: S311 -- no secret
+                    await self._wake.wait()
+            self._wake.clear()
+            if not self._closing:
+                await self._try()
+
+    async def _try(self) -> None:
+        try:
+            await self._tick()
+            self._complained = False
+        except (LinkError, DatabaseUnavailable, DBAPIError) as error:
+            if not self._complained:
+                log.warning("cache invalidations wait", why=repr(error.__cause__ or error))
+            self._complained = True
+
+    async def _tick(self) -> None:
+        up = self._store.link.up
+        if up:
+            await self._store.read_clock()
+        if self._durable:
+            if up and not self.trusted:
+                await self._regain_trust()
+            await self._tidy_own_rows()
+            if up:
+                await self._do_what_is_due()
+        elif up and not self.trusted:
+            await self._regain_trust()
+
+    async def _regain_trust(self) -> None:
+        outage = self._outage
+        for targets in list(self._remembered):
+            await self._drop(targets)
+            self._remembered.discard(targets)
+        if self._durable:
+            async with reading() as db:
+                written = await outbox.everything(db)
+            await self._drop(written)
+        if outage == self._outage:
+            self.trusted = True
+            UP.set(1)
+            log.info("cache in use")
+
+    async def _tidy_own_rows(self) -> None:
+        if overdue := list(self._overdue):
+            async with reading() as db:
+                await outbox.make_due(db, overdue)
+            del self._overdue[: len(overdue)]
+        old = [ids for since, ids in self._done if monotonic() - since > LINGER]
+        if old:
+            async with reading() as db:
+                await outbox.forget(db, [row for ids in old for row in ids])
+            for _ in old:
+                self._done.popleft()
+
+    async def _do_what_is_due(self) -> None:
+        async with reading() as db:
+            left = await outbox.is_any_due(db)
+        while left:
+            async with transaction() as db:
+                targets = await outbox.take_due(db, MOST_AT_ONCE)
+                await self._drop(targets)
+            left = len(targets.keys) + len(targets.patterns) > 0
+
+
+@asynccontextmanager
+async def write_down(db: AsyncSession, targets: Targets) -> AsyncIterator[None]:
+    """Goes around a commit where the cache is not open: leaves it to those where it is."""
+    await outbox.record(db, targets, delay=0)
+    yield

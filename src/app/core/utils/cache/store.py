@@ -1,0 +1,361 @@
+"""Answers in Redis/Valkey, and the leases that decide who computes one.
+
+One resource is one hash. In it each variant has a field with its stored answer and, while somebody computes it, one
+with a lease (Nishtala et al., "Scaling Memcache at Facebook", NSDI 2013): only the holder computes, the others wait.
+Deleting the hash drops the answers and voids the leases, so that whoever began to compute before cannot store after.
+
+A request can have read what it answers with before it took the lease: in a dependency, say. So the last minute's
+invalidations are noted, and a lease says how long ago the last one of its resource was: a request that is older than
+that does not store its answer.
+"""
+
+import asyncio
+import sys
+from collections.abc import Coroutine, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from hashlib import sha1
+from math import inf
+from secrets import token_hex
+from time import perf_counter
+from typing import Any, Final
+
+from app.core.utils.redis_link import Link, LinkError, Script
+
+RECENTLY: Final = 60  # seconds for which an invalidation is noted
+LONGEST_COMPUTATION: Final = 60  # seconds after which a lease is forgotten, and what is computed is not stored
+MOST_AT_ONCE: Final = 500  # keys that are dropped in one write to the server
+MOST_FIELDS: Final = 1_000  # of one resource; query strings are the caller's, and so could be any number
+CLOCK_SECONDS: Final = 5.0  # in which an answer about the server's clock counts; up to twice as long
+CLOCK_SLACK: Final = 0.001  # seconds by which two clocks may part in that time
+UNCOORDINATED: Final = 1.0  # seconds for which nobody waits for others, after an answer that cannot be stored
+FIRST_POLL: Final = 0.002  # seconds
+LONGEST_POLL: Final = 0.05
+
+NOTES: Final = "slipway:cache:invalidated"  # a sorted set: when each key, or any pattern, was last invalidated
+ANY_PATTERN: Final = "*"
+
+_NOW = "local t = redis.call('TIME') local now = t[1] * 1000 + math.floor(t[2] / 1000) "
+
+# KEYS: the resource. ARGV: variant, new token, lease in ms, how long a token lives in ms, the hash of a value that will
+# not do, the most fields.
+# A lease that has run out is handed on with its token, since what its first holder computes is as good.
+_TAKE = Script(
+    _NOW
+    + """
+local kind = redis.call('TYPE', KEYS[1]).ok
+if kind ~= 'hash' and kind ~= 'none' then redis.call('DEL', KEYS[1]) end
+local value = redis.call('HGET', KEYS[1], 'v' .. ARGV[1])
+if value and (ARGV[5] == '' or redis.sha1hex(value) ~= ARGV[5]) then return {'value', value} end
+local token = ARGV[2]
+local held = redis.call('HGET', KEYS[1], 'l' .. ARGV[1])
+if held then
+  local holder, ends = string.match(held, '^(.-):(%d+)$')
+  if tonumber(ends) > now then return {holder == '' and 'free' or 'held', ends - now} end
+  if holder ~= '' then token = holder end
+elseif redis.call('HLEN', KEYS[1]) >= tonumber(ARGV[6]) then
+  redis.call('HDEL', KEYS[1], redis.call('HRANDFIELD', KEYS[1]))
+end
+redis.call('HSET', KEYS[1], 'l' .. ARGV[1], token .. ':' .. string.format('%.0f', now + ARGV[3]))
+if redis.call('PTTL', KEYS[1]) < tonumber(ARGV[4]) then redis.call('PEXPIRE', KEYS[1], ARGV[4]) end
+return {'lease', token}
+"""
+)
+
+# KEYS: the resource. ARGV: variant, token, value, how long it is kept in ms.
+_STORE = Script(
+    """
+local held = redis.call('HGET', KEYS[1], 'l' .. ARGV[1])
+if not held or string.match(held, '^(.-):') ~= ARGV[2] then return 0 end
+redis.call('HDEL', KEYS[1], 'l' .. ARGV[1])
+redis.call('HSET', KEYS[1], 'v' .. ARGV[1], ARGV[3])
+if redis.call('PTTL', KEYS[1]) < tonumber(ARGV[4]) then redis.call('PEXPIRE', KEYS[1], ARGV[4]) end
+return 1
+"""
+)
+
+# KEYS: the resource. ARGV: variant, token, for how long nobody needs a lease, in ms.
+_GIVE_UP = Script(
+    _NOW
+    + """
+local held = redis.call('HGET', KEYS[1], 'l' .. ARGV[1])
+if not held or string.match(held, '^(.-):') ~= ARGV[2] then return 0 end
+if ARGV[3] == '0' then redis.call('HDEL', KEYS[1], 'l' .. ARGV[1]) return 1 end
+redis.call('HSET', KEYS[1], 'l' .. ARGV[1], ':' .. string.format('%.0f', now + ARGV[3]))
+if redis.call('HLEN', KEYS[1]) == 1 then redis.call('PEXPIRE', KEYS[1], ARGV[3]) end
+return 1
+"""
+)
+
+# The notes are in microseconds.
+# KEYS: the notes. ARGV: how long a note is kept in ms, then what is invalidated. It has to work in a full server, too.
+_NOTE = Script(
+    "#!lua flags=allow-oom\n"
+    + """
+local t = redis.call('TIME') local now = t[1] * 1000000 + t[2]
+redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now - ARGV[1] * 1000)
+for i = 2, #ARGV do redis.call('ZADD', KEYS[1], string.format('%.0f', now), ARGV[i]) end
+redis.call('PEXPIRE', KEYS[1], ARGV[1])
+return 1
+"""
+)
+
+# KEYS: the notes. ARGV: the resource, any pattern. The time, and when the last of them was invalidated, or 0.
+_LAST = Script(
+    """
+local t = redis.call('TIME') local last = 0
+for _, what in ipairs(ARGV) do last = math.max(last, tonumber(redis.call('ZSCORE', KEYS[1], what) or 0)) end
+return {t[1] * 1000000 + t[2], last}
+"""
+)
+
+
+class ServerClock:
+    """What the server's clock said, at the least, at a time of this process.
+
+    Each answer with the server's time gives a bound on how far its clock is ahead of ours; the best of the last seconds
+    counts, so that it stays good while answers are late (Cristian, "Probabilistic clock synchronization", 1989).
+    """
+
+    def __init__(self) -> None:
+        self.forget()
+
+    def forget(self) -> None:
+        """Knows nothing any more: it may be another server now."""
+        self._since = self._best = self._previous = -inf
+
+    def learn(self, microseconds: int) -> None:
+        """Takes in an answer that has just come."""
+        now = perf_counter()
+        ahead = microseconds / 1_000_000 - now
+        if now - self._since > CLOCK_SECONDS:
+            self._since, self._previous, self._best = now, self._best, ahead
+        self._best = max(self._best, ahead)
+
+    def at_least(self, moment: float) -> float:
+        """The server's time at that moment of our `perf_counter`, in seconds, or earlier."""
+        return moment + max(self._best, self._previous) - CLOCK_SLACK
+
+
+@dataclass(slots=True)
+class Lease:
+    """The right to compute one variant of a resource.
+
+    Attributes:
+        invalidated: when the resource last was, in seconds of the server's clock; long ago when that is not noted.
+    """
+
+    key: str
+    variant: bytes
+    token: bytes
+    invalidated: float
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """Somebody else has the lease, for so many seconds."""
+
+    seconds: float
+
+
+class _Waiting:
+    """Those of this process who wait for one variant. One task asks for all of them."""
+
+    def __init__(self) -> None:
+        self.futures: list[asyncio.Future[bytes | Lease | None]] = []
+        self.wake = asyncio.Event()
+
+
+class Store:
+    """The cache's side of Redis/Valkey. Methods raise LinkError when that is away, hangs or refuses."""
+
+    def __init__(self, link: Link) -> None:
+        self.link = link
+        self._clock = ServerClock()
+        self._waiting: dict[tuple[str, bytes, bytes | None], _Waiting] = {}
+        self._tasks: set[asyncio.Task[Any]] = set()
+        link.on_change(lambda _: self._clock.forget())
+
+    async def get(self, key: str, variant: bytes) -> bytes | None:
+        """The stored answer. One command, which is all that a hit costs."""
+        stored: bytes | None = await self.link.send("HGET", key, b"v" + variant)
+        return stored
+
+    # ---- Leases ----
+
+    async def take(
+        self, key: str, variant: bytes, seconds: float, unwanted: bytes | None = None
+    ) -> bytes | Lease | Held | None:
+        """Takes the lease on a variant, if it is free.
+
+        Args:
+            key: the resource's.
+            variant: which of its variants.
+            seconds: after which somebody else may compute it as well.
+            unwanted: the stored answer that will not do, when there is one: it has expired, say.
+
+        Returns: the lease, or the stored answer, or who is before us, or None when the answer should be computed
+        without a lease, and not stored.
+        """
+        (
+            taken,
+            (time, last),
+        ) = await asyncio.gather(  # In this order, so that what is invalidated in between voids the lease.
+            self.link.call(
+                _TAKE,
+                key,
+                variant,
+                token_hex(8),
+                int(seconds * 1000),
+                LONGEST_COMPUTATION * 1000,
+                "" if unwanted is None else sha1(unwanted, usedforsecurity=False).hexdigest(),
+                MOST_FIELDS,
+            ),
+            self.link.call(_LAST, NOTES, key, ANY_PATTERN),
+        )
+        self._clock.learn(time)
+        kind, *rest = taken
+        if kind == b"lease":
+            return Lease(key, variant, rest[0], last / 1_000_000)
+        if kind == b"held":
+            return Held(rest[0] / 1000)
+        return rest[0] if kind == b"value" else None
+
+    def covers(self, lease: Lease, started: float) -> bool:
+        """Whether a request that started then may store its answer.
+
+        Not when the resource was invalidated since: it may have read what it answers with before.
+        """
+        return lease.invalidated < self._clock.at_least(started) and perf_counter() - started < RECENTLY
+
+    async def read_clock(self) -> None:
+        """Asks for the server's time. For when there is little else to do."""
+        time: list[int] = await self.link.call(_LAST, NOTES)
+        self._clock.learn(time[0])
+
+    async def store(self, lease: Lease, value: bytes, seconds: float) -> bool:
+        """Stores the answer and ends the lease. False when it was voided: the resource has changed meanwhile."""
+        stored = await self.link.call(_STORE, lease.key, lease.variant, lease.token, value, int(seconds * 1000))
+        self._wake(lease)
+        return bool(stored)
+
+    async def give_up(self, lease: Lease, *, uncoordinated: bool = False) -> None:
+        """Ends the lease without an answer to store.
+
+        Args:
+            lease: the lease.
+            uncoordinated: whether those who wait should not try in turns, but each compute their own for a while:
+                the answer is an error, or one of those that are not stored.
+        """
+        milliseconds = int(UNCOORDINATED * 1000) if uncoordinated else 0
+        await self.link.call(_GIVE_UP, lease.key, lease.variant, lease.token, milliseconds)
+        self._wake(lease)
+
+    # ---- Waiting ----
+
+    async def wait(
+        self, key: str, variant: bytes, seconds: float, unwanted: bytes | None = None
+    ) -> bytes | Lease | None:
+        """`take` for somebody who found another before them: waits until there is something else to return.
+
+        When that other takes longer than their lease, it is passed on to one of those who wait.
+        """
+        place = (key, variant, unwanted)
+        waiting = self._waiting.get(place)
+        if waiting is None:
+            waiting = self._waiting[place] = _Waiting()
+            self._spawn(self._ask_for_all(place, waiting, seconds))
+        future: asyncio.Future[bytes | Lease | None] = asyncio.get_running_loop().create_future()
+        waiting.futures.append(future)
+        try:
+            async with asyncio.timeout(LONGEST_COMPUTATION):
+                return await future
+        except TimeoutError:
+            return None
+        finally:
+            if future.cancelled():
+                pass
+            elif future.done() and sys.exc_info()[0] is not None and isinstance(lease := future.result(), Lease):
+                self.give_back(lease)  # Given to somebody who has just gone.
+
+    async def _ask_for_all(self, place: tuple[str, bytes, bytes | None], waiting: _Waiting, seconds: float) -> None:
+        """Asks again and again until nobody waits. Who comes while it is asked gets the next answer: this one may
+        be from before they came, and before a change that they have been told of."""
+        pause = FIRST_POLL
+        asking: list[asyncio.Future[bytes | Lease | None]] = []
+        try:
+            while waiting.futures:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(pause):
+                        await waiting.wake.wait()
+                waiting.wake.clear()
+                asking, waiting.futures = [future for future in waiting.futures if not future.done()], []
+                if not asking:
+                    continue
+                found = await self.take(place[0], place[1], seconds, place[2])
+                asking = [future for future in asking if not future.done()]
+                if isinstance(found, Held):
+                    waiting.futures = asking + waiting.futures
+                    pause = min(pause * 1.5, LONGEST_POLL, max(found.seconds, FIRST_POLL))
+                elif isinstance(found, Lease) and not asking:
+                    await self.give_up(found)
+                elif isinstance(found, Lease):
+                    asking.pop(0).set_result(found)
+                    waiting.futures = asking + waiting.futures
+                    pause = FIRST_POLL
+                else:
+                    _resolve(asking, found)
+                asking = []
+        except LinkError:
+            _resolve(asking + waiting.futures, None)
+        finally:
+            del self._waiting[place]
+
+    def give_back(self, lease: Lease, *, uncoordinated: bool = False) -> None:
+        """`give_up` for somebody who cannot wait for it."""
+        self._spawn(self._give_up_quietly(lease, uncoordinated))
+
+    async def _give_up_quietly(self, lease: Lease, uncoordinated: bool) -> None:
+        with suppress(LinkError):
+            await self.give_up(lease, uncoordinated=uncoordinated)
+
+    def _wake(self, lease: Lease) -> None:
+        for (key, variant, _), waiting in self._waiting.items():
+            if key == lease.key and variant == lease.variant:
+                waiting.wake.set()
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    # ---- Invalidation ----
+
+    async def void(self, keys: Sequence[str], patterns: Sequence[str] = ()) -> None:
+        """Drops resources with all their variants, and voids every lease on them. A note of it comes first."""
+        for first in range(0, len(keys), MOST_AT_ONCE):
+            await self._void_keys(keys[first : first + MOST_AT_ONCE])
+        if patterns:
+            await self.link.call(_NOTE, NOTES, RECENTLY * 1000, ANY_PATTERN)
+        for pattern in patterns:
+            await self._void_matching(pattern)
+
+    async def _void_keys(self, keys: Sequence[str]) -> None:
+        await asyncio.gather(
+            self.link.call(_NOTE, NOTES, RECENTLY * 1000, *keys), *(self.link.send("UNLINK", key) for key in keys)
+        )
+
+    async def _void_matching(self, pattern: str) -> None:
+        cursor: bytes = b"0"
+        while True:
+            cursor, found = await self.link.send("SCAN", cursor, "MATCH", pattern, "COUNT", 1000, "TYPE", "hash")
+            if found:
+                await asyncio.gather(*(self.link.send("UNLINK", key) for key in found))
+            if cursor == b"0":
+                return
+
+
+def _resolve(futures: list[asyncio.Future[bytes | Lease | None]], found: bytes | None) -> None:
+    for future in futures:
+        if not future.done():
+            future.set_result(found)
