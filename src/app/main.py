@@ -1,6 +1,10 @@
 """The application: the one place where all parts meet."""
 
-from fastapi import Depends
+import gc
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import Depends, FastAPI
 
 from app.api import build_router
 from app.api.dependencies import get_current_superuser
@@ -10,4 +14,19 @@ from app.core.setup import create_application
 
 settings = get_settings()
 configure_logging(environment_of(settings))
-app = create_application(router=build_router(settings), settings=settings, docs_guard=[Depends(get_current_superuser)])
+
+
+@asynccontextmanager
+async def settled(app: FastAPI) -> AsyncIterator[None]:
+    """What is loaded by now stays: the collector need not look through it again and again, at a fifth of all time."""
+    gc.collect()
+    gc.freeze()
+    yield
+
+
+app = create_application(
+    router=build_router(settings),
+    settings=settings,
+    docs_guard=[Depends(get_current_superuser)],
+    lifespan=settled,
+)

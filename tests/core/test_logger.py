@@ -1,5 +1,6 @@
 """Logs: lines for people locally, JSON elsewhere, and the same for our own lines and everybody else's."""
 
+import io
 import json
 import logging
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from app.core.utils import queue
 @pytest.fixture(autouse=True)
 def restored_logging(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(logger, "LOG_FILE", tmp_path / "logs" / "app.log")
+    monkeypatch.setattr(logger, "_direct_lines", None)
     root = logging.getLogger()
     before, ours = (root.handlers[:], root.level), structlog.get_config()
     yield
@@ -45,6 +47,27 @@ def test_row_values_are_cut_from_errors(environment: EnvironmentOption, capsys: 
     assert "[SQL: INSERT ...]" in shown
     assert "ada@example.com" not in shown
     assert "argon2id" not in shown
+
+
+def test_a_requests_line_is_what_logging_would_have_made_of_it(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logging(EnvironmentOption.PRODUCTION)
+    structlog.contextvars.bind_contextvars(request_id="abc")
+    path = '/a"b\\\n\ud800/\u00e4'
+    structlog.stdlib.get_logger("slipway.request").info(
+        "request", method="GET", path=path, status=200, milliseconds=1.5
+    )
+    logger.log_request("abc", "GET", path, 200, 0.0015)
+    structlog.contextvars.clear_contextvars()
+    slow, fast = map(json.loads, capsys.readouterr().out.splitlines())
+    assert len(slow.pop("timestamp")) == len(fast.pop("timestamp"))
+    assert fast == slow
+
+
+def test_a_log_that_cannot_be_written_fails_no_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    closed = io.StringIO()
+    closed.close()
+    monkeypatch.setattr(logger, "_direct_lines", closed)
+    logger.log_request("abc", "GET", "/", 200, 0.1)
 
 
 def test_outside_of_local_every_line_is_json(capsys: pytest.CaptureFixture[str]) -> None:

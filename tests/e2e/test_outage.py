@@ -41,7 +41,7 @@ async def _stop_and_start_under_load(server: Postgres, url: str) -> None:
     async def keep_asking(client: httpx2.AsyncClient) -> None:
         while True:
             during = phase
-            answer = await client.get(f"{url}/tiers", headers={"Cache-Control": "no-cache"})
+            answer = await client.get(f"{url}/users")
             if during == phase:
                 seen[phase][answer.status_code] += 1
                 if answer.status_code == 503:
@@ -67,7 +67,7 @@ async def _stop_and_start_under_load(server: Postgres, url: str) -> None:
         seen[phase] = Counter()
         await asyncio.to_thread(server.start)
         back = time.monotonic()
-        while (await client.get(f"{url}/tiers")).status_code != 200:  # noqa: ASYNC110  (it asks another process)
+        while (await client.get(f"{url}/users")).status_code != 200:  # noqa: ASYNC110  (it asks another process)
             await asyncio.sleep(0.05)
         assert time.monotonic() - back < 5
         await asyncio.sleep(0.5)

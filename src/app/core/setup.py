@@ -34,6 +34,7 @@ from app.core.docs import add_docs
 from app.core.exceptions.http_exceptions import ServiceUnavailable
 from app.core.exceptions.problem_response import add_problem_handlers, answer_to
 from app.core.openapi import add_openapi
+from app.core.route_table import add_route_table
 from app.core.utils import queue, rate_limit
 from app.core.utils.cache import check_cached_routes, open_cache
 from app.middleware.body_limit_middleware import BodyLimitMiddleware
@@ -93,6 +94,7 @@ def create_application(
     app.add_exception_handler(RedisConnectionError, _on_redis_outage)
     app.add_exception_handler(RedisTimeoutError, _on_redis_outage)
     add_openapi(app)
+    add_route_table(app)
     _add_docs_where_allowed(app, settings, docs_guard)
     _add_middleware(app, settings)
     return app

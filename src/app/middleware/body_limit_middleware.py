@@ -3,11 +3,11 @@
 Starlette has a limit of its own, but it answers a declared length with plain text where we owe a problem document.
 """
 
-from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.core.exceptions.http_exceptions import PayloadTooLarge
 from app.core.exceptions.problem_response import problem_response
+from app.middleware.headers import header
 
 _LONGEST_LENGTH = 18  # digits; Python refuses to read thousands of them
 
@@ -23,8 +23,8 @@ class BodyLimitMiddleware:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        declared = Headers(scope=scope).get("content-length", "")
-        if declared.isdecimal() and (len(declared) > _LONGEST_LENGTH or int(declared) > self.max_bytes):
+        declared = header(scope, b"content-length") or b""
+        if declared.isdigit() and (len(declared) > _LONGEST_LENGTH or int(declared) > self.max_bytes):
             refusal = PayloadTooLarge()
             response = problem_response(
                 scope["state"]["request_id"], 413, kind=refusal.problem_type(), detail=refusal.detail

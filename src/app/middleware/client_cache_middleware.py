@@ -1,7 +1,12 @@
 """Tells clients and proxies what they may keep."""
 
-from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.middleware.headers import has_header, header, with_headers
+
+_CREDENTIALS = {b"authorization", b"cookie"}
+_DECIDED = {b"cache-control"}
+_PRIVATE = (b"cache-control", b"private, no-store")
 
 
 class ClientCacheMiddleware:
@@ -19,19 +24,20 @@ class ClientCacheMiddleware:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        asked = Headers(scope=scope)
-        anonymous_get = scope["method"] in {"GET", "HEAD"} and not ("authorization" in asked or "cookie" in asked)
+        anonymous_get = scope["method"] in {"GET", "HEAD"} and not has_header(scope, _CREDENTIALS)
 
         async def send_with_policy(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                headers = MutableHeaders(scope=message)
-                if "cache-control" not in headers:
-                    public = anonymous_get and message["status"] in {200, 304} and "set-cookie" not in headers
-                    lifetime = self.max_age + int(headers.get("age", 0))
-                    headers["Cache-Control"] = f"public, max-age={lifetime}" if public else "private, no-store"
-                    if public:
-                        headers.add_vary_header("Authorization")
-                        headers.add_vary_header("Cookie")
+            if message["type"] == "http.response.start" and not has_header(message, _DECIDED):
+                if anonymous_get and message["status"] in {200, 304} and not has_header(message, {b"set-cookie"}):
+                    message = self._public(message)
+                else:
+                    message = with_headers(message, _PRIVATE)
             await send(message)
 
         await self.app(scope, receive, send_with_policy)
+
+    def _public(self, message: Message) -> Message:
+        lifetime = self.max_age + int(header(message, b"age") or 0)
+        others = [value for name, value in message["headers"] if name == b"vary"]
+        vary = b", ".join([*others, b"Authorization, Cookie"])
+        return with_headers(message, (b"cache-control", b"public, max-age=%d" % lifetime), (b"vary", vary))

@@ -1,19 +1,18 @@
 """Gives every request an id and a log line."""
 
+import os
 import re
 from time import perf_counter
-from uuid import uuid4
 
 import structlog
-from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.core.db.database import begin_request
+from app.core.logger import log_request
+from app.middleware.headers import header, with_headers
 
-HEADER = "X-Request-ID"
-_ACCEPTABLE = re.compile(r"[A-Za-z0-9._-]{8,64}")
-
-log = structlog.stdlib.get_logger("slipway.request")
+HEADER = b"x-request-id"
+_ACCEPTABLE = re.compile(rb"[A-Za-z0-9._-]{8,64}")
 
 
 class RequestContextMiddleware:
@@ -30,29 +29,22 @@ class RequestContextMiddleware:
         status = 0
         request_id = _request_id(scope)
         scope.setdefault("state", {}).update(request_id=request_id, started=started)
-        begin_request()
-        structlog.contextvars.clear_contextvars()
         structlog.contextvars.bind_contextvars(request_id=request_id)
+        begin_request()
 
         async def send_with_id(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)[HEADER] = request_id
+                message = with_headers(message, (HEADER, request_id.encode()))
             await send(message)
 
         try:
             await self.app(scope, receive, send_with_id)
         finally:
-            log.info(
-                "request",
-                method=scope["method"],
-                path=scope["path"],
-                status=status,
-                milliseconds=round((perf_counter() - started) * 1000, 1),
-            )
+            log_request(request_id, scope["method"], scope["path"], status, perf_counter() - started)
 
 
 def _request_id(scope: Scope) -> str:
-    given = Headers(scope=scope).get(HEADER, "")
-    return given if _ACCEPTABLE.fullmatch(given) else uuid4().hex
+    given = header(scope, HEADER)
+    return given.decode() if given is not None and _ACCEPTABLE.fullmatch(given) else os.urandom(16).hex()

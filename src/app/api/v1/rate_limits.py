@@ -18,6 +18,7 @@ from app.api.dependencies import (
     get_parent_tier,
     get_rate_limit,
 )
+from app.core.db.database import reading
 from app.core.exceptions.http_exceptions import Forbidden, Unauthorized
 from app.core.openapi import problems
 from app.core.schemas import Message, Page
@@ -48,17 +49,19 @@ async def create_rate_limit(
 
 @router.get("/rate_limits", response_model=Page[RateLimitRead], responses=problems(TierNotFound))
 @of_tier()
-async def read_rate_limits(tier_name: ParentTierName, paging: PagingDep, db: SessionDep) -> Page[RateLimit]:
+async def read_rate_limits(tier_name: ParentTierName, paging: PagingDep) -> Page[RateLimit]:
     """List the rate limits of a tier."""
-    tier = await get_parent_tier(tier_name, db)
-    return await crud_rate_limits.page_of_tier(db, paging, tier.id)
+    async with reading() as db:
+        tier = await get_parent_tier(tier_name, db)
+        return await crud_rate_limits.page_of_tier(db, paging, tier.id)
 
 
 @router.get("/rate_limit/{id}", response_model=RateLimitRead, responses=problems(TierNotFound, RateLimitNotFound))
 @of_tier()
-async def read_rate_limit(tier_name: ParentTierName, rate_limit_id: RateLimitId, db: SessionDep) -> RateLimit:
+async def read_rate_limit(tier_name: ParentTierName, rate_limit_id: RateLimitId) -> RateLimit:
     """Read a rate limit."""
-    return await get_rate_limit(await get_parent_tier(tier_name, db), rate_limit_id, db)
+    async with reading() as db:
+        return await get_rate_limit(await get_parent_tier(tier_name, db), rate_limit_id, db)
 
 
 @router.patch(

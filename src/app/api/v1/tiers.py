@@ -4,6 +4,7 @@ from fastapi import APIRouter
 from starlette.status import HTTP_201_CREATED
 
 from app.api.dependencies import CurrentSuperuser, ExistingTierName, PagingDep, SessionDep, TierDep, get_tier
+from app.core.db.database import reading
 from app.core.exceptions.http_exceptions import Forbidden, Unauthorized
 from app.core.openapi import problems
 from app.core.schemas import Message, Page
@@ -30,16 +31,18 @@ async def create_tier(_: CurrentSuperuser, values: TierCreate, db: SessionDep) -
 
 @router.get("/tiers", response_model=Page[TierRead])
 @cache("tiers", resource_id="all")
-async def read_tiers(paging: PagingDep, db: SessionDep) -> Page[Tier]:
+async def read_tiers(paging: PagingDep) -> Page[Tier]:
     """List tiers."""
-    return await crud_tiers.page(db, paging)
+    async with reading() as db:  # Not as a dependency: what is cached needs no session.
+        return await crud_tiers.page(db, paging)
 
 
 @router.get("/tier/{name}", response_model=TierRead, responses=problems(TierNotFound))
 @cache("tier", resource_id_name="name")
-async def read_tier(name: ExistingTierName, db: SessionDep) -> Tier:
+async def read_tier(name: ExistingTierName) -> Tier:
     """Read a tier."""
-    return await get_tier(name, db)  # Not as a dependency: what is cached is not to be loaded.
+    async with reading() as db:
+        return await get_tier(name, db)
 
 
 @router.patch(

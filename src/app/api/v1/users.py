@@ -22,6 +22,7 @@ from app.api.dependencies import (
     UserToErase,
     get_user,
 )
+from app.core.db.database import reading
 from app.core.exceptions.http_exceptions import Forbidden, Unauthorized
 from app.core.openapi import SIGN_IN_OPTIONAL, problems
 from app.core.passwords import HashingBusy, hash_password
@@ -77,9 +78,10 @@ async def read_users(viewer: OptionalUser, paging: PagingDep, db: SessionDep) ->
 
 @router.get("/user/{username}", openapi_extra=SIGN_IN_OPTIONAL, responses=problems(InvalidToken, UserNotFound))
 @public_profile(private=False, unless="sees_all")
-async def read_user(username: UsernameInPath, sees_all: SeesAll, db: SessionDep) -> UserRead | UserPublic:
+async def read_user(username: UsernameInPath, sees_all: SeesAll) -> UserRead | UserPublic:
     """Read a profile: all of it for the user and superusers, the public part for others."""
-    return (UserRead if sees_all else UserPublic).model_validate(await get_user(username, db))
+    async with reading() as db:
+        return (UserRead if sees_all else UserPublic).model_validate(await get_user(username, db))
 
 
 @router.patch(

