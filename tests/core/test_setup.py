@@ -20,6 +20,7 @@ from app.core.config import (
     EnvironmentSettings,
     FirstTierSettings,
     FirstUserSettings,
+    MetricsSettings,
     PostgresSettings,
     RedisCacheSettings,
     RedisQueueSettings,
@@ -50,6 +51,7 @@ GROUPS: tuple[type[SettingsGroup], ...] = (
     RedisRateLimiterSettings,
     DefaultRateLimitSettings,
     SMTPSettings,
+    MetricsSettings,
     EnvironmentSettings,
 )
 

@@ -134,6 +134,7 @@ _WEAK = {
     "POSTGRES_PASSWORD": _is_weak_password,
     "POSTGRES_URL": _has_weak_password,
     "ADMIN_PASSWORD": _is_weak_password,
+    "METRICS_TOKEN": _is_weak_key,
 }
 
 
@@ -360,6 +361,14 @@ class DefaultRateLimitSettings(SettingsGroup):
     DEFAULT_RATE_LIMIT_PERIOD: PositiveInt = Field(60, description="a number of seconds, 1 or more")
 
 
+class MetricsSettings(SettingsGroup):
+    """Switches `/metrics`: in `local` for everybody, elsewhere for whoever has the token, once one is set."""
+
+    METRICS_TOKEN: SecretStr | None = Field(
+        None, min_length=16, description="at least 16 random characters, which Prometheus sends as a bearer token"
+    )
+
+
 def _is_email_address(value: str) -> str:
     validate_email(value, check_deliverability=False)
     return value
@@ -408,6 +417,7 @@ class Settings(
     RedisRateLimiterSettings,
     DefaultRateLimitSettings,
     SMTPSettings,
+    MetricsSettings,
     EnvironmentSettings,
 ):
     """This application's settings: leave a group out and its feature is gone."""

@@ -22,17 +22,20 @@ from app.core.config import (
     CORSSettings,
     EnvironmentOption,
     EnvironmentSettings,
+    MetricsSettings,
     PostgresSettings,
     RedisCacheSettings,
     RedisQueueSettings,
     RedisRateLimiterSettings,
     SettingsGroup,
+    environment_of,
 )
 from app.core.db.database import close_database, create_engine, open_database
 from app.core.db.schema_version import check_schema
 from app.core.docs import add_docs
 from app.core.exceptions.http_exceptions import ServiceUnavailable
 from app.core.exceptions.problem_response import add_problem_handlers, answer_to
+from app.core.metrics import add_metrics
 from app.core.openapi import add_openapi
 from app.core.route_table import add_route_table
 from app.core.utils import queue, rate_limit
@@ -96,6 +99,8 @@ def create_application(
     add_openapi(app)
     add_route_table(app)
     _add_docs_where_allowed(app, settings, docs_guard)
+    if isinstance(settings, MetricsSettings):
+        add_metrics(app, settings.METRICS_TOKEN, open_to_all=environment_of(settings) is EnvironmentOption.LOCAL)
     _add_middleware(app, settings)
     return app
 
