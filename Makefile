@@ -43,6 +43,9 @@ check: install ## Format, lint, types, tests with coverage: what CI runs.
 	$(BIN)/mypy
 	$(PY) -m pytest -n auto --dist worksteal --cov --cov-report=term $(ARGS)
 
+bench: install ## Requests per second as ratios to a bare FastAPI route; needs wrk.
+	@exec $(PY) -m bench.ratios $(ARGS)
+
 lock: install ## Compile the lock files anew from pyproject.toml.
 	@$(PY) -m pip install --quiet --disable-pip-version-check uv
 	@$(COMPILE) pyproject.toml -o requirements.txt
@@ -52,4 +55,4 @@ lock: install ## Compile the lock files anew from pyproject.toml.
 COMPILE := $(BIN)/uv pip compile --quiet --universal --upgrade --generate-hashes --no-strip-extras --no-emit-index-url \
 	--custom-compile-command "make lock"
 
-.PHONY: help install run services worker migrate migration test format check lock
+.PHONY: help install run services worker migrate migration test format check bench lock

@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from app.core.config import Settings, SettingsError
+from app.core.utils.cache import invalidate_on_commit
 from app.crud.crud_tier import crud_tiers
 from app.models.tier import Tier, TierCreate
 
@@ -24,6 +25,7 @@ async def create_first_tier(db: AsyncSession, settings: Settings) -> str:
     if await crud_tiers.get_by_name(db, name) is not None:
         return f"Tier {name} exists already."
     await crud_tiers.create(db, Tier(name=name))
+    invalidate_on_commit(db, "tiers", "all")
     return f"Tier {name} created."
 
 

@@ -77,6 +77,7 @@ class Link(asyncio.Protocol):
         self._hanging = False
         self._lost = asyncio.Event()
         self._first_try = asyncio.Event()
+        self._closed = False
         self._keeper: asyncio.Task[None] | None = None
 
     # ---- Life ----
@@ -92,9 +93,9 @@ class Link(asyncio.Protocol):
     async def close(self) -> None:
         """Closes the connection. What is asked later fails."""
         if self._keeper is not None:
+            self._closed = True
             self._keeper.cancel()
-            await asyncio.gather(self._keeper, return_exceptions=True)
-            self._keeper = None
+            await asyncio.wait([self._keeper], timeout=CONNECT_TIMEOUT)
         self._abort("closed", expected=True)
 
     def on_change(self, listener: Callable[[bool], None]) -> None:
@@ -228,7 +229,7 @@ class Link(asyncio.Protocol):
     async def _keep_connected(self) -> None:
         pause = PAUSE
         failed = False
-        while True:
+        while not self._closed:
             try:
                 await self._connect()
             except (OSError, RedisError, TimeoutError) as error:

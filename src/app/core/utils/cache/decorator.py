@@ -331,7 +331,7 @@ class _Reading:
     def _about_caching(self) -> RawHeaders:
         """What caches between us and the caller have to know."""
         told = []
-        if self.private:
+        if self.private or self.inputs.signed_in:  # Even where it is shared, `unless` can have let another answer out.
             told.append((b"vary", b"Authorization, Cookie"))
             if self._caller() and not any(name == b"cache-control" for name, _ in self.given):
                 told.append((b"cache-control", b"private, no-store"))
