@@ -30,6 +30,7 @@ from app.core.config import (
     SettingsGroup,
     environment_of,
 )
+from app.core.db.before_answers import end_transactions_before_answers
 from app.core.db.database import close_database, create_engine, open_database
 from app.core.db.schema_version import check_schema
 from app.core.docs import add_docs
@@ -93,6 +94,7 @@ def create_application(
     app.state.dependencies = []
     app.include_router(router)
     check_cached_routes(app)
+    end_transactions_before_answers(app)
     add_problem_handlers(app)
     app.add_exception_handler(RedisConnectionError, _on_redis_outage)
     app.add_exception_handler(RedisTimeoutError, _on_redis_outage)
@@ -169,6 +171,7 @@ async def _lifespan(app: FastAPI, inner: Any) -> AsyncIterator[Any]:
             stack.push_async_callback(queue.close_queue, pool)
             found.append(Dependency("redis_queue", pool.ping))
         app.state.dependencies = found
+        end_transactions_before_answers(app)  # Again: for the routes that were added since.
         yield await stack.enter_async_context(inner(app)) if inner else None
 
 

@@ -1,9 +1,10 @@
 """The `cache` decorator: keeps what a GET answers, and drops it when another method has changed it."""
 
 import random
+import re
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial, wraps
 from inspect import (
     Parameter,
@@ -13,18 +14,18 @@ from inspect import (
     isgeneratorfunction,
     signature,
 )
+from math import isfinite
 from time import perf_counter
-from typing import Annotated, Any, Final, get_args, get_origin
+from typing import Any, Final
 
 from fastapi import FastAPI
 from fastapi.concurrency import run_in_threadpool
-from fastapi.params import Depends
 from fastapi.routing import iter_route_contexts
 from starlette.datastructures import Headers
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import Response
 
-from app.core.db.database import around_commits, async_get_db
+from app.core.db.database import around_commits
 from app.core.db.outbox import Targets
 from app.core.exceptions.cache_exceptions import InvalidRequestError
 from app.core.utils.cache.entry import Entry, RawHeaders
@@ -87,11 +88,9 @@ def cache(
 
     Raises: CacheIdentificationInferenceError or InvalidRequestError for what cannot work, at import.
     """
-    for name, seconds in {"expiration": expiration, "lease": lease}.items():
-        if not seconds > 0:
-            raise InvalidRequestError(f"{name} must be a number of seconds above 0, not {seconds!r}.")
-    if stale_while_revalidate < 0:
-        raise InvalidRequestError("stale_while_revalidate must be a number of seconds, 0 or more.")
+    _require_seconds("expiration", expiration)
+    _require_seconds("lease", lease)
+    _require_seconds("stale_while_revalidate", stale_while_revalidate, least=0)
 
     def decorate(handler: Endpoint) -> Callable[..., Awaitable[Any]]:
         own = _signature_of(handler)
@@ -127,11 +126,12 @@ def check_cached_routes(app: FastAPI) -> None:
 
     Raises: InvalidRequestError for a decorator above the router's, and for a GET that is to invalidate.
     """
-    for route in iter_route_contexts(app.routes):
-        endpoint = route.endpoint
-        if hasattr(endpoint, _WRAPPED_BY):
+    routes = list(iter_route_contexts(app.routes))
+    used = {route.endpoint for route in routes}
+    for route in routes:
+        if getattr(route.endpoint, _WRAPPED_BY, route.endpoint) not in used:
             raise InvalidRequestError(f"{route.path}: put @cache below the router's decorator, next to the handler.")
-        plan: _Plan | None = getattr(endpoint, _PLAN, None)
+        plan: _Plan | None = getattr(route.endpoint, _PLAN, None)
         if plan is not None and _READING & set(route.methods or ()):
             plan.refuse_to_invalidate()
 
@@ -180,6 +180,7 @@ class _Plan:
                 return await _Reading(self, cache, route, request, injected or Response(), arguments).answer()
             return await self.write(cache, arguments)
 
+        vars(endpoint).pop(_WRAPPED_BY, None)  # Copied, when the handler is cached in another way as well.
         vars(endpoint).update({"__signature__": self._signature(), _PLAN: self})
         setattr(self.handler, _WRAPPED_BY, endpoint)
         return endpoint
@@ -221,8 +222,8 @@ class _Plan:
             )
 
     def _signature(self) -> Signature:
-        """The handler's, with the request and a response added, and with transactions that end before the answer."""
-        parameters = [_committing_first(parameter) for parameter in self.own.parameters.values()]
+        """The handler's, with the request and a response added."""
+        parameters = list(self.own.parameters.values())
         rest = parameters.pop() if parameters and parameters[-1].kind is Parameter.VAR_KEYWORD else None
         if self.request_name is None:
             parameters.append(Parameter(_REQUEST, Parameter.KEYWORD_ONLY, annotation=Request))
@@ -251,7 +252,7 @@ class _Reading:
         """The answer: from the cache, or computed."""
         plan, meter = self.plan, self.plan.meter
         plan.refuse_to_invalidate()
-        skipped = self.inputs.body or (plan.unless is not None and self.arguments[plan.unless])
+        skipped = self.inputs.unknown or (plan.unless is not None and self.arguments[plan.unless])
         if skipped or not self.cache.usable:
             return await self._compute(None, b"BYPASS")
         try:
@@ -305,9 +306,9 @@ class _Reading:
         if not self._may_be_stored(response, added):
             if lease is not None:
                 store.give_back(lease, uncoordinated=True)
-            more = [*self.given, *added, *self._about_caching(), (b"x-cache", b"BYPASS")]
-            told = "cache-control" in response.headers
-            response.raw_headers += [pair for pair in more if not (told and pair[0] == b"cache-control")]
+            told = {name for name, _ in (*response.raw_headers, *self.injected.headers.raw)} & {b"cache-control"}
+            more = [*self.injected.headers.raw, (b"x-cache", b"BYPASS")]
+            response.raw_headers += [*more, *(pair for pair in self._about_caching() if pair[0] not in told)]
             return response
         fresh = int(plan.fresh * 1000 * (1 - JITTER * random.random()))  # noqa: S311 -- no secret
         entry = Entry.of(response, added, _milliseconds(), fresh, int(plan.stale * 1000))
@@ -340,17 +341,18 @@ class _Reading:
         return told
 
     def _may_be_stored(self, response: Response, added: RawHeaders) -> bool:
-        headers = Headers(raw=[*response.raw_headers, *added])
-        policy = headers.get("cache-control", "").lower()
+        of_answer = Headers(raw=[*response.raw_headers, *added])
+        everything = Headers(raw=[*response.raw_headers, *self.injected.headers.raw])
+        policy = ",".join(everything.getlist("cache-control")).lower()
         return (
             isinstance(getattr(response, "body", None), bytes)
             and len(response.body) <= LARGEST_BODY
             and 200 <= response.status_code < 300
             and response.status_code != 206
-            and "set-cookie" not in headers
+            and "set-cookie" not in of_answer  # A dependency's is for this answer alone, and not kept with it.
             and "no-store" not in policy
             and (self.private or "private" not in policy)
-            and self._names(headers.getlist("vary")) <= self._distinguished()
+            and self._names(everything.getlist("vary")) <= self._distinguished()
         )
 
     # ---- Which variant ----
@@ -390,6 +392,11 @@ class _Reading:
         return started
 
 
+def _require_seconds(name: str, value: object, least: float = 0.001) -> None:
+    if not (isinstance(value, int | float) and isfinite(value) and value >= least):
+        raise InvalidRequestError(f"{name} must be a number of seconds, {least:g} or more, not {value!r}.")
+
+
 def _milliseconds() -> int:
     return time.time_ns() // 1_000_000
 
@@ -402,10 +409,11 @@ def _signature_of(handler: Endpoint) -> Signature:
 
 
 def _pattern(text: str, own: Signature) -> Template:
-    if not isinstance(text, str) or "*" not in text or text.startswith("*"):
+    # Values can be empty: what is fixed before the `*` keeps the pattern from meaning every key of the server.
+    if not isinstance(text, str) or "*" not in text or not re.sub(r"{.*?}", "", text.partition("*")[0]):
         raise InvalidRequestError(
-            f"pattern_to_invalidate_extra {text!r} must have a `*`, and not begin with it. For one key there is "
-            "to_invalidate_extra."
+            f"pattern_to_invalidate_extra {text!r} must have a `*`, and something fixed before it. For one key there "
+            "is to_invalidate_extra."
         )
     return Template(text, own, "pattern_to_invalidate_extra")
 
@@ -416,19 +424,3 @@ def _name_of_type(own: Signature, kind: type) -> str | None:
         if isinstance(annotation, type) and issubclass(annotation, kind):
             return name
     return None
-
-
-def _committing_first(parameter: Parameter) -> Parameter:
-    """A transaction of the handler's, made to end before the answer is sent, and not after as FastAPI does by default:
-    nobody is to be told of a change that is not committed, or that the cache does not know of."""
-    annotation, default = parameter.annotation, parameter.default
-    if get_origin(annotation) is Annotated:
-        kind, *metadata = get_args(annotation)
-        annotation = Annotated[(kind, *map(_function_scoped, metadata))]
-    return parameter.replace(annotation=annotation, default=_function_scoped(default))
-
-
-def _function_scoped(value: Any) -> Any:
-    if isinstance(value, Depends) and value.dependency is async_get_db and value.scope is None:
-        return replace(value, scope="function")
-    return value

@@ -7,6 +7,7 @@ from weakref import ref
 
 from fastapi.datastructures import DefaultPlaceholder
 from fastapi.dependencies.models import Dependant
+from fastapi.dependencies.utils import _get_flat_fields_from_params, _get_param_aliases, _get_param_model
 from fastapi.routing import serialize_response
 from fastapi.security import APIKeyHeader
 from fastapi.security.base import SecurityBase
@@ -24,13 +25,13 @@ class Inputs:
     Attributes:
         headers: the declared ones, in lower case, and those that hold credentials.
         cookies: whether it declares any.
-        body: whether it reads one.
+        unknown: whether it reads more than can be told apart here: a body, or any header there is.
         signed_in: whether a security scheme is among its dependencies, so that it knows who asks.
     """
 
     headers: set[str]
     cookies: bool = False
-    body: bool = False
+    unknown: bool = False
     signed_in: bool = False
 
 
@@ -55,10 +56,14 @@ class InputsOf:
 
 
 def _inputs(dependant: Dependant, found: Inputs) -> Inputs:
-    for header in dependant.header_params:  # FastAPI takes `user_agent` for `user-agent`, unless told otherwise.
-        found.headers |= {header.alias.lower(), header.alias.lower().replace("_", "-")}
+    for header in _get_flat_fields_from_params(dependant.header_params):  # A model of headers has one field for each.
+        names = {alias.lower() for alias, _ in _get_param_aliases(header)} | {header.name}
+        found.headers |= names | {name.replace("_", "-") for name in names}
+    # A model can also take whatever headers there are.
+    models = filter(None, map(_get_param_model, dependant.header_params))
+    found.unknown = found.unknown or any(model.model_config.get("extra") == "allow" for model in models)
     found.cookies = found.cookies or bool(dependant.cookie_params)
-    found.body = found.body or bool(dependant.body_params)
+    found.unknown = found.unknown or bool(dependant.body_params)
     scheme: Any = unwrap(dependant.call) if dependant.call is not None else None
     if isinstance(scheme, SecurityBase):
         found.signed_in = True

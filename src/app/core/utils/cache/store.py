@@ -20,7 +20,7 @@ from secrets import token_hex
 from time import perf_counter
 from typing import Any, Final
 
-from app.core.utils.redis_link import Link, LinkError, Script
+from app.core.utils.redis_link import Link, LinkError, Refused, Script
 
 RECENTLY: Final = 60  # seconds for which an invalidation is noted
 LONGEST_COMPUTATION: Final = 60  # seconds after which a lease is forgotten, and what is computed is not stored
@@ -178,7 +178,12 @@ class Store:
 
     async def get(self, key: str, variant: bytes) -> bytes | None:
         """The stored answer. One command, which is all that a hit costs."""
-        stored: bytes | None = await self.link.send("HGET", key, b"v" + variant)
+        try:
+            stored: bytes | None = await self.link.send("HGET", key, b"v" + variant)
+        except Refused as refused:
+            if not str(refused).startswith("WRONGTYPE"):  # Something else's key, which `take` removes.
+                raise
+            return None
         return stored
 
     # ---- Leases ----
@@ -307,9 +312,10 @@ class Store:
                     _resolve(asking, found)
                 asking = []
         except LinkError:
-            _resolve(asking + waiting.futures, None)
+            pass
         finally:
             del self._waiting[place]
+            _resolve(asking + waiting.futures, None)
 
     def give_back(self, lease: Lease, *, uncoordinated: bool = False) -> None:
         """`give_up` for somebody who cannot wait for it."""
