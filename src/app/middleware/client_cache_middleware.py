@@ -5,7 +5,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app.middleware.headers import has_header, header, with_headers
 
 _CREDENTIALS = {b"authorization", b"cookie"}
-_CREDENTIALS_VARY = b"Authorization, Cookie"
+_VARY = (b"Authorization", b"Cookie")
 _DECIDED = {b"cache-control"}
 _PRIVATE = (b"cache-control", b"private, no-store")
 
@@ -39,6 +39,7 @@ class ClientCacheMiddleware:
 
     def _public(self, message: Message) -> Message:
         lifetime = self.max_age + int(header(message, b"age") or 0)
-        others = {value: None for name, value in message["headers"] if name == b"vary"}
-        vary = b", ".join([*others, *({_CREDENTIALS_VARY} - set(others))])
+        told = [name.strip() for given, value in message["headers"] if given == b"vary" for name in value.split(b",")]
+        known = {name.lower() for name in told}
+        vary = b", ".join([*told, *(name for name in _VARY if name.lower() not in known)])
         return with_headers(message, (b"cache-control", b"public, max-age=%d" % lifetime), (b"vary", vary))

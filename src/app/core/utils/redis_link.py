@@ -8,8 +8,9 @@ import asyncio
 import hashlib
 import random
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from contextlib import suppress
+from math import inf
 from typing import Any, Final
 
 import hiredis
@@ -20,10 +21,10 @@ from redis.exceptions import RedisError
 CONNECT_TIMEOUT: Final = 2.0  # seconds, handshake included
 FIRST_TRY: Final = 0.5  # seconds that a start waits for it
 ANSWER_TIMEOUT: Final = 0.025  # seconds until a server that does not answer is taken to hang
-SECOND_LOOK: Final = 0.005  # seconds more, in which what has arrived meanwhile is read
+SECOND_LOOK: Final = 0.015  # seconds more, in which what has arrived meanwhile is read
 HOPELESS: Final = 2.0  # seconds until a connection that hangs is given up for a new one
 PAUSE: Final = 0.25  # seconds before a link that came back is used again, or tried again
-LONGEST_PAUSE: Final = 2.0
+LONGEST_PAUSE: Final = 0.5  # seconds between two tries: all processes are to be back within that time of each other
 
 log = structlog.stdlib.get_logger("slipway.redis")
 
@@ -50,6 +51,20 @@ class Script:
         self.sha = hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest()
 
 
+Command = tuple[Word | Script, ...]  # a command's words; or a script, its key, its arguments
+
+
+class _Call:
+    """A command that waits for its reply."""
+
+    __slots__ = ("future", "packed", "sent")
+
+    def __init__(self, future: asyncio.Future[Any], packed: bytes) -> None:
+        self.future = future
+        self.packed = packed
+        self.sent = inf  # when, on the loop's clock
+
+
 class Link(asyncio.Protocol):
     """The shared connection. Nobody ever waits for it to be made: while it is down, a command fails at once.
 
@@ -70,10 +85,10 @@ class Link(asyncio.Protocol):
         self._listeners: list[Callable[[bool], None]] = []
         self._transport: asyncio.Transport | None = None
         self._reader = hiredis.Reader()
-        self._pending: deque[tuple[asyncio.Future[Any], float]] = deque()  # who waits for a reply, and since when
-        self._out: list[bytes] = []
+        self._pending: deque[_Call] = deque()
+        self._out: list[_Call] = []
         self._watch: asyncio.TimerHandle | None = None
-        self._suspect: asyncio.Future[Any] | None = None
+        self._suspect: _Call | None = None
         self._hanging = False
         self._lost = asyncio.Event()
         self._first_try = asyncio.Event()
@@ -111,33 +126,44 @@ class Link(asyncio.Protocol):
         """
         if not self.up:
             raise LinkDown(self.name)
-        future: asyncio.Future[Any] = self._loop.create_future()
         if not self._out:
             self._loop.call_soon(self._flush)
         # Its stub allows one word only.
-        self._out.append(hiredis.pack_command(words))  # type: ignore[arg-type]
-        now = self._loop.time()
-        self._pending.append((future, now))
-        if self._watch is None:
-            self._watch = self._loop.call_at(now + self._answer_timeout, self._look)
-        return future
+        packed = hiredis.pack_command(words)  # type: ignore[arg-type]
+        call = _Call(self._loop.create_future(), packed)
+        self._out.append(call)
+        self._pending.append(call)
+        return call.future
 
-    def call(self, script: Script, key: Word, *arguments: Word) -> Awaitable[Any]:
-        """Sends a script for one key, at once; await what is returned for its reply. Raises: LinkDown, Refused."""
-        sent = self.send("EVALSHA", script.sha, 1, key, *arguments)
-        return self._answer(sent, script, key, *arguments)
+    async def run(self, *commands: Command) -> list[Any]:
+        """Sends these at once, to be done in this order; returns their replies.
 
-    async def _answer(self, sent: Awaitable[Any], script: Script, key: Word, *arguments: Word) -> Any:
-        try:
-            return await sent
-        except Refused as refused:
-            if not str(refused).startswith("NOSCRIPT"):
-                raise
-        return await self.send("EVAL", script.source, 1, key, *arguments)
+        A server that has lost a script gets all of them once more: what depends on the order has to stand that.
+
+        Raises: LinkDown, Refused, whatever the first that failed has failed with.
+        """
+        replies = await asyncio.gather(*(self.send(*_words(command)) for command in commands), return_exceptions=True)
+        if any(isinstance(reply, Refused) and str(reply).startswith("NOSCRIPT") for reply in replies):
+            whole = (self.send(*_words(command, whole=True)) for command in commands)
+            replies = await asyncio.gather(*whole, return_exceptions=True)
+        for reply in replies:
+            if isinstance(reply, BaseException):
+                raise reply
+        return replies
+
+    async def call(self, script: Script, key: Word, *arguments: Word) -> Any:
+        """Runs a script on one key. Raises: LinkDown, Refused."""
+        return (await self.run((script, key, *arguments)))[0]
 
     def _flush(self) -> None:
+        """Writes what this turn of the loop has asked for. Only now the server's time begins to count."""
+        now = self._loop.time()
+        for call in self._out:
+            call.sent = now
         if self._transport is not None and self._out:
-            self._transport.write(b"".join(self._out))
+            self._transport.write(b"".join([call.packed for call in self._out]))
+            if self._watch is None:
+                self._watch = self._loop.call_at(now + self._answer_timeout, self._look)
         self._out.clear()
 
     # ---- Replies ----
@@ -155,7 +181,7 @@ class Link(asyncio.Protocol):
             self._loop.call_later(PAUSE, self._come_up)
 
     def _take(self, reply: Any) -> None:
-        future, _ = self._pending.popleft()
+        future = self._pending.popleft().future
         if future.done():
             return
         if isinstance(reply, hiredis.ReplyError):
@@ -179,8 +205,8 @@ class Link(asyncio.Protocol):
         if not self._pending:
             self._suspect = None
             return
-        oldest, since = self._pending[0]
-        waited = self._loop.time() - since
+        oldest = self._pending[0]
+        waited = self._loop.time() - oldest.sent
         if self._hanging:
             if waited > HOPELESS:
                 self._abort("hung for too long")
@@ -188,7 +214,7 @@ class Link(asyncio.Protocol):
             self._watch = self._loop.call_later(PAUSE, self._look)
         elif waited < self._answer_timeout:
             self._suspect = None
-            self._watch = self._loop.call_at(since + self._answer_timeout, self._look)
+            self._watch = self._loop.call_later(self._answer_timeout - max(waited, 0), self._look)
         elif self._suspect is not oldest:
             self._suspect = oldest
             self._watch = self._loop.call_later(SECOND_LOOK, self._look)
@@ -200,9 +226,9 @@ class Link(asyncio.Protocol):
     def _down(self, why: str, *, expected: bool = False) -> None:
         """Whoever waits for a reply is told that there is none. It may still come; it is then thrown away."""
         was_up, self.up = self.up, False
-        for future, _ in self._pending:
-            if not future.done():
-                future.set_exception(LinkDown(self.name))
+        for call in self._pending:
+            if not call.future.done():
+                call.future.set_exception(LinkDown(self.name))
         if self._transport is None:
             self._pending.clear()
             self._out.clear()
@@ -260,6 +286,13 @@ class Link(asyncio.Protocol):
         self._transport = self._writer.transport
         self._transport.set_protocol(self)
         connection._reader = connection._writer = None
+
+
+def _words(command: Command, *, whole: bool = False) -> tuple[Any, ...]:
+    script, *rest = command
+    if not isinstance(script, Script):
+        return command
+    return ("EVAL", script.source, 1, *rest) if whole else ("EVALSHA", script.sha, 1, *rest)
 
 
 def _in_short(error: BaseException) -> str:

@@ -32,7 +32,7 @@ from app.core.utils.cache.entry import Entry, RawHeaders
 from app.core.utils.cache.keys import Template, encoded, id_source, variant_of
 from app.core.utils.cache.metrics import Meter
 from app.core.utils.cache.opened import Cache, cache_of
-from app.core.utils.cache.route import InputsOf, credentials, route_of, shaped
+from app.core.utils.cache.route import CREDENTIALS, InputsOf, credentials, route_of, shaped
 from app.core.utils.cache.store import RECENTLY, Held, Lease
 from app.core.utils.redis_link import LinkError
 
@@ -280,14 +280,10 @@ class _Reading:
             return entry, b"STALE"
         if isinstance(taken, Held):
             plan.meter.waits.inc()
-            taken = await store.wait(key, variant, plan.lease, stored)
+            taken = await store.wait(key, variant, plan.lease, stored, started=self._started())
         if isinstance(taken, bytes):
             entry = Entry.load(taken)
             return entry, b"HIT" if entry else b"BYPASS"
-        if taken is not None and not store.covers(taken, self._started()):
-            plan.meter.refused_fills.inc()
-            await store.give_up(taken)
-            taken = None
         return taken, b"MISS"
 
     async def _compute(self, lease: Lease | None, state: bytes) -> Response:
@@ -319,11 +315,17 @@ class _Reading:
         return answer
 
     async def _store(self, lease: Lease, entry: Entry) -> None:
+        store, started, value = self.cache.store, self._started(), entry.dump()
         try:
-            if not await self.cache.store.store(lease, entry.dump(), (entry.hard - entry.created) / 1000):
-                self.plan.meter.refused_fills.inc()
+            if not store.covers(lease, started):
+                stored = False
+                await store.share(lease, value, started)
+            else:
+                stored = await store.store(lease, value, (entry.hard - entry.created) / 1000)
         except LinkError:
-            pass  # The next request tries again.
+            return  # The next request tries again.
+        if not stored:
+            self.plan.meter.refused_fills.inc()
 
     def _answer_of(self, entry: Entry, state: bytes) -> Response:
         if_none_match = self.request.headers.get("if-none-match")
@@ -331,13 +333,14 @@ class _Reading:
 
     def _about_caching(self) -> RawHeaders:
         """What caches between us and the caller have to know."""
-        told = []
+        told: list[tuple[bytes, bytes]] = []
+        names = {name for name in self._distinguished() if "_" not in name}  # `user_agent` stands for `user-agent`
         if self.private or self.inputs.signed_in:  # Even where it is shared, `unless` can have let another answer out.
-            told.append((b"vary", b"Authorization, Cookie"))
+            names |= set(CREDENTIALS)
             if self._caller() and not any(name == b"cache-control" for name, _ in self.given):
                 told.append((b"cache-control", b"private, no-store"))
-        if self.plan.vary:
-            told.append((b"vary", ", ".join(self.plan.vary).encode()))
+        if names:
+            told.append((b"vary", ", ".join(sorted(name.title() for name in names)).encode()))
         return told
 
     def _may_be_stored(self, response: Response, added: RawHeaders) -> bool:
@@ -376,7 +379,7 @@ class _Reading:
 
     def _distinguished(self) -> set[str]:
         """The headers that distinguish variants."""
-        private = {"authorization", "cookie"} if self.private else set()
+        private = CREDENTIALS if self.private else ()
         return {*self.inputs.headers, *self.plan.vary, *private, *({"cookie"} if self.inputs.cookies else ())}
 
     @staticmethod

@@ -24,7 +24,8 @@ from app.core.utils.cache.store import Store
 from app.core.utils.redis_link import LinkError
 
 TICK: Final = 1.0  # seconds between two looks at what others have left
-OWN: Final = 10.0  # seconds that whoever committed has to drop it, before others do
+SETTLE: Final = 1.0  # seconds after an outage until all processes are back, and what they left undone can be known
+OWN: Final = 10.0  # seconds that whoever committed has to drop it, before others do; more than LINGER and two ticks
 # Seconds that rows are kept after they are done. A server that crashes can lose, with its last second, what it has
 # dropped, and come back with the old answers: what is still written down is then dropped again.
 LINGER: Final = 5.0
@@ -50,6 +51,7 @@ class Invalidator:
         self._store = store
         self._durable = durable
         self._outage = 0  # counts them
+        self._settled_at = 0.0  # on the monotonic clock
         self._done: deque[tuple[float, list[int]]] = deque()
         self._overdue: list[int] = []
         self._remembered: set[Targets] = set()
@@ -61,6 +63,7 @@ class Invalidator:
 
     async def open(self) -> None:
         """Begins to look after what is left to drop; what was left by others is dropped by then, if it can be."""
+        self._settled_at = 0.0  # At a start, there was no outage.
         if self._store.link.up:
             await self._try()
         self._task = asyncio.create_task(self._run())
@@ -77,7 +80,7 @@ class Invalidator:
     @asynccontextmanager
     async def around(self, db: AsyncSession, targets: Targets) -> AsyncIterator[None]:
         """Goes around a commit: writes down before what it drops after."""
-        ids = await outbox.record(db, targets, delay=OWN if self.trusted else 0)
+        ids = await outbox.record(db, targets, delay=OWN if self._store.link.up else 0)
         yield
         # The commit is made: not even a caller who leaves now can stop what follows from it.
         await asyncio.shield(asyncio.create_task(self._drop_committed(targets, ids)))
@@ -98,7 +101,9 @@ class Invalidator:
         try:
             await self._drop(targets)
         except LinkError as error:
-            log.warning("cache not invalidated yet", why=repr(error), targets=len(ids))
+            if self.trusted:  # One line per outage.
+                log.warning("cache not invalidated yet", why=repr(error))
+            self._distrust()  # What it holds is wrong by now.
             self._overdue += ids
             self._wake.set()
         else:
@@ -117,6 +122,7 @@ class Invalidator:
 
     def _on_change(self, up: bool) -> None:
         if up:
+            self._settled_at = monotonic() + SETTLE
             self._wake.set()
         else:
             self._distrust()
@@ -129,7 +135,8 @@ class Invalidator:
     async def _run(self) -> None:
         while not self._closing:
             with suppress(TimeoutError):
-                async with asyncio.timeout(TICK * random.uniform(0.8, 1.2)):  # noqa: S311 -- no secret
+                pause = TICK if self.trusted else TICK / 4
+                async with asyncio.timeout(pause * random.uniform(0.8, 1.2)):  # noqa: S311 -- no secret
                     await self._wake.wait()
             self._wake.clear()
             if not self._closing:
@@ -140,22 +147,23 @@ class Invalidator:
             await self._tick()
             self._complained = False
         except (LinkError, DatabaseUnavailable, DBAPIError) as error:
+            if isinstance(error, LinkError):
+                self._distrust()  # It takes no orders: read-only, say. What others drop would stay there, too.
             if not self._complained:
                 log.warning("cache invalidations wait", why=repr(error.__cause__ or error))
             self._complained = True
 
     async def _tick(self) -> None:
-        up = self._store.link.up
-        if up:
-            await self._store.read_clock()
-        if self._durable:
-            if up and not self.trusted:
-                await self._regain_trust()
-            await self._tidy_own_rows()
-            if up:
-                await self._do_what_is_due()
-        elif up and not self.trusted:
+        if self._overdue:
+            await self._hand_over()
+        if not self._store.link.up:
+            return
+        await self._store.probe()
+        if not self.trusted and monotonic() >= self._settled_at:
             await self._regain_trust()
+        if self._durable and self.trusted:
+            await self._forget_done()
+            await self._do_what_is_due()
 
     async def _regain_trust(self) -> None:
         outage = self._outage
@@ -168,14 +176,17 @@ class Invalidator:
             await self._drop(written)
         if outage == self._outage:
             self.trusted = True
+            self._done = deque((monotonic(), ids) for _, ids in self._done)  # Time begins anew for all that is kept.
             UP.set(1)
             log.info("cache in use")
 
-    async def _tidy_own_rows(self) -> None:
-        if overdue := list(self._overdue):
-            async with reading() as db:
-                await outbox.make_due(db, overdue)
-            del self._overdue[: len(overdue)]
+    async def _hand_over(self) -> None:
+        overdue = list(self._overdue)
+        async with reading() as db:
+            await outbox.make_due(db, overdue)
+        del self._overdue[: len(overdue)]
+
+    async def _forget_done(self) -> None:
         old = [ids for since, ids in self._done if monotonic() - since > LINGER]
         if old:
             async with reading() as db:

@@ -16,6 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha1
 from math import inf
+from operator import attrgetter
 from secrets import token_hex
 from time import perf_counter
 from typing import Any, Final
@@ -38,8 +39,8 @@ ANY_PATTERN: Final = "*"
 _NOW = "local t = redis.call('TIME') local now = t[1] * 1000 + math.floor(t[2] / 1000) "
 
 # KEYS: the resource. ARGV: variant, new token, lease in ms, how long a token lives in ms, the hash of a value that will
-# not do, the most fields.
-# A lease that has run out is handed on with its token, since what its first holder computes is as good.
+# not do, the most fields. Asked again with the same token, it answers the same. A lease that has run out is handed on
+# with its token, since what its first holder computes is as good.
 _TAKE = Script(
     _NOW
     + """
@@ -51,6 +52,7 @@ local token = ARGV[2]
 local held = redis.call('HGET', KEYS[1], 'l' .. ARGV[1])
 if held then
   local holder, ends = string.match(held, '^(.-):(%d+)$')
+  if holder == ARGV[2] then return {'lease', holder} end
   if tonumber(ends) > now then return {holder == '' and 'free' or 'held', ends - now} end
   if holder ~= '' then token = holder end
 elseif redis.call('HLEN', KEYS[1]) >= tonumber(ARGV[6]) then
@@ -96,7 +98,7 @@ local t = redis.call('TIME') local now = t[1] * 1000000 + t[2]
 redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now - ARGV[1] * 1000)
 for i = 2, #ARGV do redis.call('ZADD', KEYS[1], string.format('%.0f', now), ARGV[i]) end
 redis.call('PEXPIRE', KEYS[1], ARGV[1])
-return 1
+return now
 """
 )
 
@@ -158,11 +160,24 @@ class Held:
     seconds: float
 
 
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """One that waits, and when it began."""
+
+    started: float
+    future: asyncio.Future[bytes | Lease | None]
+
+    def resolve(self, found: bytes | Lease | None) -> None:
+        """Ends its waiting, if that has not ended otherwise."""
+        if not self.future.done():
+            self.future.set_result(found)
+
+
 class _Waiting:
     """Those of this process who wait for one variant. One task asks for all of them."""
 
     def __init__(self) -> None:
-        self.futures: list[asyncio.Future[bytes | Lease | None]] = []
+        self.requests: list[_Request] = []
         self.wake = asyncio.Event()
 
 
@@ -202,11 +217,9 @@ class Store:
         Returns: the lease, or the stored answer, or who is before us, or None when the answer should be computed
         without a lease, and not stored.
         """
-        (
-            taken,
-            (time, last),
-        ) = await asyncio.gather(  # In this order, so that what is invalidated in between voids the lease.
-            self.link.call(
+        # In this order, so that what is invalidated in between voids the lease.
+        taken, (time, last) = await self.link.run(
+            (
                 _TAKE,
                 key,
                 variant,
@@ -216,7 +229,7 @@ class Store:
                 "" if unwanted is None else sha1(unwanted, usedforsecurity=False).hexdigest(),
                 MOST_FIELDS,
             ),
-            self.link.call(_LAST, NOTES, key, ANY_PATTERN),
+            (_LAST, NOTES, key, ANY_PATTERN),
         )
         self._clock.learn(time)
         kind, *rest = taken
@@ -233,16 +246,27 @@ class Store:
         """
         return lease.invalidated < self._clock.at_least(started) and perf_counter() - started < RECENTLY
 
-    async def read_clock(self) -> None:
-        """Asks for the server's time. For when there is little else to do."""
-        time: list[int] = await self.link.call(_LAST, NOTES)
-        self._clock.learn(time[0])
+    async def probe(self) -> None:
+        """Returns when what is stored could be dropped; asks for the server's time meanwhile."""
+        self._clock.learn(await self.link.call(_NOTE, NOTES, RECENTLY * 1000))
 
     async def store(self, lease: Lease, value: bytes, seconds: float) -> bool:
         """Stores the answer and ends the lease. False when it was voided: the resource has changed meanwhile."""
         stored = await self.link.call(_STORE, lease.key, lease.variant, lease.token, value, int(seconds * 1000))
         self._wake(lease)
         return bool(stored)
+
+    async def share(self, lease: Lease, value: bytes, started: float) -> None:
+        """Ends the lease with an answer that must not be stored, but is good enough for requests older than this one.
+
+        It may have read before the last invalidation. But it has read after it `started`, and so after those who wait
+        here since before that: whatever they have been told of, it has seen.
+        """
+        for waiting in self._waiting_for(lease):
+            older = [one for one in waiting.requests if one.started <= started]
+            waiting.requests = [one for one in waiting.requests if one.started > started]
+            _resolve(older, value)
+        await self.give_up(lease)
 
     async def give_up(self, lease: Lease, *, uncoordinated: bool = False) -> None:
         """Ends the lease without an answer to store.
@@ -259,11 +283,12 @@ class Store:
     # ---- Waiting ----
 
     async def wait(
-        self, key: str, variant: bytes, seconds: float, unwanted: bytes | None = None
+        self, key: str, variant: bytes, seconds: float, unwanted: bytes | None = None, *, started: float | None = None
     ) -> bytes | Lease | None:
         """`take` for somebody who found another before them: waits until there is something else to return.
 
-        When that other takes longer than their lease, it is passed on to one of those who wait.
+        When that other takes longer than their lease, it is passed on to one of those who wait. `started` is when the
+        request began, on our `perf_counter`.
         """
         place = (key, variant, unwanted)
         waiting = self._waiting.get(place)
@@ -271,7 +296,7 @@ class Store:
             waiting = self._waiting[place] = _Waiting()
             self._spawn(self._ask_for_all(place, waiting, seconds))
         future: asyncio.Future[bytes | Lease | None] = asyncio.get_running_loop().create_future()
-        waiting.futures.append(future)
+        waiting.requests.append(_Request(perf_counter() if started is None else started, future))
         try:
             async with asyncio.timeout(LONGEST_COMPUTATION):
                 return await future
@@ -286,36 +311,39 @@ class Store:
     async def _ask_for_all(self, place: tuple[str, bytes, bytes | None], waiting: _Waiting, seconds: float) -> None:
         """Asks again and again until nobody waits. Who comes while it is asked gets the next answer: this one may
         be from before they came, and before a change that they have been told of."""
+        key, variant, unwanted = place
         pause = FIRST_POLL
-        asking: list[asyncio.Future[bytes | Lease | None]] = []
+        asking: list[_Request] = []
         try:
-            while waiting.futures:
+            while waiting.requests:
                 with suppress(TimeoutError):
                     async with asyncio.timeout(pause):
                         await waiting.wake.wait()
                 waiting.wake.clear()
-                asking, waiting.futures = [future for future in waiting.futures if not future.done()], []
+                asking, waiting.requests = [one for one in waiting.requests if not one.future.done()], []
                 if not asking:
                     continue
-                found = await self.take(place[0], place[1], seconds, place[2])
-                asking = [future for future in asking if not future.done()]
-                if isinstance(found, Held):
-                    waiting.futures = asking + waiting.futures
-                    pause = min(pause * 1.5, LONGEST_POLL, max(found.seconds, FIRST_POLL))
-                elif isinstance(found, Lease) and not asking:
-                    await self.give_up(found)
-                elif isinstance(found, Lease):
-                    asking.pop(0).set_result(found)
-                    waiting.futures = asking + waiting.futures
+                found = await self.take(key, variant, seconds, unwanted)
+                asking = [one for one in asking if not one.future.done()]
+                if isinstance(found, Lease) and asking:
+                    # The newest: if what it computes cannot be stored, the others may have it all the same.
+                    newest = max(asking, key=attrgetter("started"))
+                    asking.remove(newest)
+                    newest.resolve(found)
                     pause = FIRST_POLL
+                elif isinstance(found, Lease):
+                    await self.give_up(found)
+                elif isinstance(found, Held):
+                    pause = min(pause * 1.5, LONGEST_POLL, max(found.seconds, FIRST_POLL))
                 else:
                     _resolve(asking, found)
-                asking = []
+                    asking = []
+                waiting.requests, asking = asking + waiting.requests, []
         except LinkError:
             pass
         finally:
             del self._waiting[place]
-            _resolve(asking + waiting.futures, None)
+            _resolve(asking + waiting.requests, None)
 
     def give_back(self, lease: Lease, *, uncoordinated: bool = False) -> None:
         """`give_up` for somebody who cannot wait for it."""
@@ -326,9 +354,12 @@ class Store:
             await self.give_up(lease, uncoordinated=uncoordinated)
 
     def _wake(self, lease: Lease) -> None:
-        for (key, variant, _), waiting in self._waiting.items():
-            if key == lease.key and variant == lease.variant:
-                waiting.wake.set()
+        for waiting in self._waiting_for(lease):
+            waiting.wake.set()
+
+    def _waiting_for(self, lease: Lease) -> list[_Waiting]:
+        wanted = (lease.key, lease.variant)
+        return [waiting for (key, variant, _), waiting in self._waiting.items() if (key, variant) == wanted]
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -347,21 +378,18 @@ class Store:
             await self._void_matching(pattern)
 
     async def _void_keys(self, keys: Sequence[str]) -> None:
-        await asyncio.gather(
-            self.link.call(_NOTE, NOTES, RECENTLY * 1000, *keys), *(self.link.send("UNLINK", key) for key in keys)
-        )
+        await self.link.run((_NOTE, NOTES, RECENTLY * 1000, *keys), *(("UNLINK", key) for key in keys))
 
     async def _void_matching(self, pattern: str) -> None:
         cursor: bytes = b"0"
         while True:
             cursor, found = await self.link.send("SCAN", cursor, "MATCH", pattern, "COUNT", 1000, "TYPE", "hash")
             if found:
-                await asyncio.gather(*(self.link.send("UNLINK", key) for key in found))
+                await self.link.run(*(("UNLINK", key) for key in found))
             if cursor == b"0":
                 return
 
 
-def _resolve(futures: list[asyncio.Future[bytes | Lease | None]], found: bytes | None) -> None:
-    for future in futures:
-        if not future.done():
-            future.set_result(found)
+def _resolve(requests: list[_Request], found: bytes | None) -> None:
+    for request in requests:
+        request.resolve(found)
