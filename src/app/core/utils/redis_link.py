@@ -233,6 +233,10 @@ class Link(asyncio.Protocol):
             self._pending.clear()
             self._out.clear()
             self._hanging = False
+            self._suspect = None
+            if self._watch is not None:
+                self._watch.cancel()
+                self._watch = None
         if was_up:
             if not expected:
                 log.warning("redis is away", link=self.name, why=why)
@@ -270,6 +274,7 @@ class Link(asyncio.Protocol):
             self._come_up()
             self._first_try.set()
             await self._lost.wait()
+            await asyncio.sleep(PAUSE * random.uniform(0.5, 1))  # noqa: S311 -- some servers take a connection to close it
 
     async def _connect(self) -> None:
         """redis-py makes the connection: TLS, password, database. From then on it is ours."""

@@ -13,11 +13,10 @@ from time import monotonic
 from typing import Final
 
 import structlog
-from sqlalchemy.exc import DBAPIError
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from app.core.db import outbox
-from app.core.db.database import DatabaseUnavailable, reading, transaction
+from app.core.db.database import reading, transaction
 from app.core.db.outbox import Targets
 from app.core.utils.cache.metrics import INVALIDATIONS, UP
 from app.core.utils.cache.store import Store
@@ -90,12 +89,12 @@ class Invalidator:
         try:
             await self._drop(targets)
         except LinkError:
+            self._distrust()
             if self._durable:
                 async with transaction() as db:
                     await outbox.record(db, targets, delay=0)
             else:
                 self._remembered.add(targets)
-                self._distrust()
 
     async def _drop_committed(self, targets: Targets, ids: list[int]) -> None:
         try:
@@ -146,7 +145,7 @@ class Invalidator:
         try:
             await self._tick()
             self._complained = False
-        except (LinkError, DatabaseUnavailable, DBAPIError) as error:
+        except Exception as error:  # Whatever it is, the next look may go better, and nobody else would look.
             if isinstance(error, LinkError):
                 self._distrust()  # It takes no orders: read-only, say. What others drop would stay there, too.
             if not self._complained:

@@ -10,7 +10,6 @@ that does not store its answer.
 """
 
 import asyncio
-import sys
 from collections.abc import Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -180,6 +179,11 @@ class _Waiting:
         self.requests: list[_Request] = []
         self.wake = asyncio.Event()
 
+    def has_requests(self) -> bool:
+        """Whether anybody still waits."""
+        self.requests = [one for one in self.requests if not one.future.done()]
+        return bool(self.requests)
+
 
 class Store:
     """The cache's side of Redis/Valkey. Methods raise LinkError when that is away, hangs or refuses."""
@@ -263,9 +267,7 @@ class Store:
         here since before that: whatever they have been told of, it has seen.
         """
         for waiting in self._waiting_for(lease):
-            older = [one for one in waiting.requests if one.started <= started]
-            waiting.requests = [one for one in waiting.requests if one.started > started]
-            _resolve(older, value)
+            _resolve([one for one in waiting.requests if one.started <= started], value)
         await self.give_up(lease)
 
     async def give_up(self, lease: Lease, *, uncoordinated: bool = False) -> None:
@@ -300,50 +302,42 @@ class Store:
         try:
             async with asyncio.timeout(LONGEST_COMPUTATION):
                 return await future
-        except TimeoutError:
-            return None
-        finally:
-            if future.cancelled():
-                pass
-            elif future.done() and sys.exc_info()[0] is not None and isinstance(lease := future.result(), Lease):
+        except BaseException as error:
+            if future.done() and not future.cancelled() and isinstance(lease := future.result(), Lease):
                 self.give_back(lease)  # Given to somebody who has just gone.
+            if isinstance(error, TimeoutError):
+                return None
+            raise
 
     async def _ask_for_all(self, place: tuple[str, bytes, bytes | None], waiting: _Waiting, seconds: float) -> None:
         """Asks again and again until nobody waits. Who comes while it is asked gets the next answer: this one may
         be from before they came, and before a change that they have been told of."""
         key, variant, unwanted = place
         pause = FIRST_POLL
-        asking: list[_Request] = []
         try:
-            while waiting.requests:
+            while waiting.has_requests():
                 with suppress(TimeoutError):
                     async with asyncio.timeout(pause):
                         await waiting.wake.wait()
                 waiting.wake.clear()
-                asking, waiting.requests = [one for one in waiting.requests if not one.future.done()], []
-                if not asking:
-                    continue
+                asking = list(waiting.requests)
                 found = await self.take(key, variant, seconds, unwanted)
-                asking = [one for one in asking if not one.future.done()]
-                if isinstance(found, Lease) and asking:
-                    # The newest: if what it computes cannot be stored, the others may have it all the same.
-                    newest = max(asking, key=attrgetter("started"))
-                    asking.remove(newest)
-                    newest.resolve(found)
-                    pause = FIRST_POLL
-                elif isinstance(found, Lease):
-                    await self.give_up(found)
-                elif isinstance(found, Held):
+                left = [one for one in asking if not one.future.done()]
+                if isinstance(found, Held):
                     pause = min(pause * 1.5, LONGEST_POLL, max(found.seconds, FIRST_POLL))
+                elif not isinstance(found, Lease):
+                    _resolve(left, found)
+                elif left:
+                    # The newest: if what it computes cannot be stored, the others may have it all the same.
+                    max(left, key=attrgetter("started")).resolve(found)
+                    pause = FIRST_POLL
                 else:
-                    _resolve(asking, found)
-                    asking = []
-                waiting.requests, asking = asking + waiting.requests, []
+                    await self.give_up(found)
         except LinkError:
             pass
         finally:
             del self._waiting[place]
-            _resolve(asking + waiting.requests, None)
+            _resolve(waiting.requests, None)
 
     def give_back(self, lease: Lease, *, uncoordinated: bool = False) -> None:
         """`give_up` for somebody who cannot wait for it."""
