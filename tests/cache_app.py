@@ -28,17 +28,8 @@ from app.core.db.database import around_commit, reading
 from app.core.exceptions.http_exceptions import Conflict
 from app.core.setup import create_application
 from app.core.utils.cache import cache, invalidation
+from tests.cache_app_values import LINGER, NEVER_COMMITTED, OWN, SLOW_LEASE
 
-TABLES = """
-CREATE TABLE counter (id int PRIMARY KEY, owner text NOT NULL, value int NOT NULL DEFAULT 0);
-CREATE TABLE computation (counter_id int NOT NULL, pid int NOT NULL);
-"""
-NEVER_COMMITTED = -1
-SLOW_LEASE = 2.0  # seconds
-
-# In seconds, and shorter than in earnest: after which another server does what a server that died has left to drop, and
-# for which rows are kept when they are done. The first has to be more than the second and a tick.
-OWN, LINGER = 3.5, 1.5
 vars(invalidation).update(OWN=OWN, LINGER=LINGER)
 structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
 

@@ -32,7 +32,6 @@ from app.core.config import (
 from app.core.db import database
 from app.core.setup import create_application
 from app.core.utils import rate_limit
-from app.core.utils.cache import opened
 from tests.conftest import client_of
 from tests.helper import create_superuser, create_user, signed_in
 
@@ -106,12 +105,12 @@ async def test_without_a_queue_there_are_no_tasks(settings: Settings) -> None:
 
 
 async def test_without_a_cache_there_is_no_connection_to_one(settings: Settings) -> None:
-    async with running(without()):
-        assert opened.current is not None
+    async with running(without()) as (app, _):
+        assert app.state.cache.usable
     async with running(without(RedisCacheSettings)) as (app, client):
         assert "redis_cache" not in await dependencies(client)
-        assert opened.current is None
         assert not hasattr(app.state, "cache")
+        assert (await client.get("tiers")).status_code == 200
 
 
 async def test_without_a_rate_limiter_there_is_no_connection_to_one(settings: Settings) -> None:

@@ -18,7 +18,7 @@ from redis import Redis
 
 from app.core.utils.cache.invalidation import TICK
 from scripts.embedded import Valkey, free_port, scratch_folder
-from tests.cache_app import LINGER, OWN, TABLES
+from tests.cache_app_values import LINGER, OWN, TABLES
 from tests.conftest import connect
 from tests.processes import running_api
 

@@ -19,7 +19,7 @@ from redis.asyncio import Redis
 
 from app.core.config import Settings
 from scripts.embedded import Valkey
-from tests.cache_app import NEVER_COMMITTED, SLOW_LEASE, TABLES
+from tests.cache_app_values import NEVER_COMMITTED, SLOW_LEASE, TABLES
 from tests.conftest import connect
 from tests.processes import running_api
 
