@@ -21,6 +21,7 @@ from app.core.schemas import MAX_ID, VisibleText
 from app.core.security import AccessToken, InvalidToken, decode_access_token
 from app.core.setup import Dependency
 from app.core.utils import queue
+from app.core.utils.cache import identify_caller
 from app.core.utils.rate_limit import route_templates
 from app.crud.crud_rate_limit import RateLimitNotFound, crud_rate_limits
 from app.crud.crud_security_event import Client
@@ -112,8 +113,7 @@ async def get_optional_user(request: Request, token: OptionalToken) -> User | No
         user = await crud_users.get_signed_in(db, token.user_uuid, token.session_id, token.jti)
     if user is None:
         raise InvalidToken
-    # For the cache: who has other rights than a moment ago is somebody else.
-    request.state.caller = f"{user.uuid} {user.is_superuser} {user.tier_id}"
+    identify_caller(request, user.uuid, token.session_id, user.is_superuser, user.tier_id)
     return user
 
 

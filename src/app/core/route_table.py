@@ -6,12 +6,15 @@ FastAPI tries the routes of every included router one after the other, and again
 
 from typing import Any
 
-from fastapi import FastAPI
-from fastapi.routing import APIRoute, iter_route_contexts
+from fastapi import APIRouter, FastAPI
+from fastapi.routing import APIRoute, _IncludedRouter, iter_route_contexts
 from fastapi.telemetry._api import _route_selected
 from starlette._utils import get_route_path
+from starlette.convertors import FloatConvertor, IntegerConvertor, StringConvertor, UUIDConvertor
 from starlette.routing import BaseRoute, Match, NoMatchFound
 from starlette.types import Receive, Scope, Send
+
+_WITHOUT_SLASHES = (StringConvertor, IntegerConvertor, FloatConvertor, UUIDConvertor)
 
 
 class RouteTable(BaseRoute):
@@ -20,11 +23,13 @@ class RouteTable(BaseRoute):
     def __init__(self, app: FastAPI) -> None:
         """Takes in the routes that the app has now, up to the first that does not fit in: a mount, or `{rest:path}`."""
         self._routes: dict[tuple[str, int], list[Any]] = {}
+        if _limits_forms(app.router):
+            return  # It is for the including router to apply them.
         for route in iter_route_contexts(app.routes):
             included: Any = route._effective_route
             if not isinstance(route.original_route, APIRoute) or included is route.original_route:
                 break
-            if any(convertor.regex == ".*" for convertor in included.param_convertors.values()):
+            if any(type(convertor) not in _WITHOUT_SLASHES for convertor in included.param_convertors.values()):
                 break
             for method in included.methods:
                 self._routes.setdefault((method, included.path_format.count("/")), []).append(included)
@@ -55,6 +60,11 @@ class RouteTable(BaseRoute):
     def url_path_for(self, name: str, /, **path_params: Any) -> Any:
         """Left to the routes themselves."""
         raise NoMatchFound(name, path_params)
+
+
+def _limits_forms(router: APIRouter) -> bool:
+    included = [route for route in router.routes if isinstance(route, _IncludedRouter)]
+    return any(route.include_context.form_limits or _limits_forms(route.original_router) for route in included)
 
 
 def add_route_table(app: FastAPI) -> None:

@@ -30,6 +30,7 @@ from app.core.config import (
     SettingsGroup,
     environment_of,
 )
+from app.core.credential_headers import credential_headers
 from app.core.db.before_answers import end_transactions_before_answers
 from app.core.db.database import close_database, create_engine, open_database
 from app.core.db.schema_version import check_schema
@@ -141,7 +142,10 @@ def _add_middleware(app: FastAPI, settings: SettingsGroup) -> None:
         )
     app.add_middleware(RequestContextMiddleware)
     if isinstance(settings, ClientSideCacheSettings):
-        app.add_middleware(ClientCacheMiddleware, max_age=settings.CLIENT_CACHE_MAX_AGE)
+        app.state.credentials = credential_headers(app)
+        app.add_middleware(
+            ClientCacheMiddleware, max_age=settings.CLIENT_CACHE_MAX_AGE, credentials=app.state.credentials
+        )
 
 
 @asynccontextmanager
@@ -171,7 +175,9 @@ async def _lifespan(app: FastAPI, inner: Any) -> AsyncIterator[Any]:
             stack.push_async_callback(queue.close_queue, pool)
             found.append(Dependency("redis_queue", pool.ping))
         app.state.dependencies = found
-        end_transactions_before_answers(app)  # Again: for the routes that were added since.
+        end_transactions_before_answers(app)  # Again, as what follows: for the routes that were added since.
+        if isinstance(settings, ClientSideCacheSettings):
+            app.state.credentials |= credential_headers(app)
         yield await stack.enter_async_context(inner(app)) if inner else None
 
 

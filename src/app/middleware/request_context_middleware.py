@@ -28,7 +28,8 @@ class RequestContextMiddleware:
         started = perf_counter()
         status = 0
         request_id = _request_id(scope)
-        scope.setdefault("state", {}).update(request_id=request_id, started=started)
+        scope.setdefault("state", {})["request_id"] = request_id
+        scope["slipway.started"] = started
         structlog.contextvars.bind_contextvars(request_id=request_id)
         begin_request()
 

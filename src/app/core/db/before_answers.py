@@ -12,14 +12,18 @@ def end_transactions_before_answers(app: FastAPI) -> None:
 
     FastAPI leaves a dependency with `yield` after the answer is sent, unless told otherwise: a commit that fails then
     was answered as a success, and a caller can read, after the answer, what was there before. What uses the session
-    and has a `yield` of its own has to be left before it.
+    and has a `yield` of its own has to be left before it. Handlers that stream keep theirs until the end, and so does
+    what asks for `scope="request"`.
     """
     for route in iter_route_contexts(app.routes):
-        if isinstance(dependant := getattr(route, "dependant", None), Dependant):
+        dependant = getattr(route, "dependant", None)
+        if isinstance(dependant, Dependant) and not _has_yield(dependant):
             _uses_a_transaction(dependant)
 
 
 def _uses_a_transaction(dependant: Dependant) -> bool:
+    if dependant.scope == "request":
+        return False
     below = [_uses_a_transaction(other) for other in dependant.dependencies]  # all of them, whatever the first says
     uses = dependant.call is async_get_db or any(below)
     if uses and dependant.scope is None and _has_yield(dependant):

@@ -13,6 +13,7 @@ from sqlalchemy import ExceptionContext, event
 from sqlalchemy.exc import DisconnectionError, IntegrityError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker, create_async_engine
+from sqlmodel import Session
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from app.core.config import PostgresSettings
@@ -31,6 +32,7 @@ _TRANSIENT = ("08", "40", "53", "57", "55P03")
 
 _AFTER_COMMIT = "after_commit"
 _AROUND_COMMIT = "around_commit"
+_UNNOTICED = "committed, and nobody was told"
 _NOT_OPEN = "The database is not open: call open_database() first."
 
 _sessions: async_sessionmaker["Transaction"] | None = None
@@ -46,16 +48,33 @@ class DatabaseUnavailable(ServiceUnavailable):
     text = "The database is not available. Try again shortly."
 
 
+class _Noticing(Session):
+    """Notes that it was committed, in whatever way: `async with db.begin()` does not ask `Transaction.commit`."""
+
+
+@event.listens_for(_Noticing, "after_commit")
+def _note_commit(session: Session) -> None:
+    session.info[_UNNOTICED] = True
+
+
 class Transaction(AsyncSession):
     """A session whose commits do what was registered to be done with them, whoever commits."""
 
+    sync_session_class = _Noticing
+
     async def commit(self) -> None:
         """Commits, between the entering and the leaving of what is around it; then what comes after it is done."""
-        async with AsyncExitStack() as stack:
+        async with AsyncExitStack() as around_it:
             for around in self.info.get(_AROUND_COMMIT, ()):
-                await stack.enter_async_context(around(self))
+                await around_it.enter_async_context(around(self))
             await super().commit()
-        for action in self.info.pop(_AFTER_COMMIT, ()):
+            after_it = around_it.pop_all()
+        self.info.pop(_UNNOTICED, None)
+        # It is committed: not even a caller who leaves now can stop what follows from it.
+        await asyncio.shield(asyncio.create_task(self._after_commit(after_it)))
+
+    async def _after_commit(self, leaving: AsyncExitStack) -> None:
+        for action in (leaving.aclose, *self.info.pop(_AFTER_COMMIT, ())):
             try:
                 await action()
             except Exception:
@@ -66,7 +85,8 @@ def open_database(settings: PostgresSettings) -> AsyncEngine:
     """Makes the engine that `async_get_db` uses from now on. Connects only when first asked to."""
     global _sessions, _readers
     engine = create_engine(settings, pool_size=settings.POSTGRES_POOL_SIZE)
-    _sessions = async_sessionmaker(engine, class_=Transaction, expire_on_commit=False)
+    # Closed for good: one that is used again, while an answer is streamed, say, would never give its connection back.
+    _sessions = async_sessionmaker(engine, class_=Transaction, expire_on_commit=False, close_resets_only=False)
     _readers = async_sessionmaker(
         engine.execution_options(isolation_level="AUTOCOMMIT"), class_=AsyncSession, expire_on_commit=False
     )
@@ -116,17 +136,22 @@ async def async_get_db() -> AsyncIterator[AsyncSession]:
     try:
         try:
             yield db
-        except Problem as problem:
-            if problem.keeps_changes:
+        except BaseException as error:
+            if isinstance(error, Problem) and error.keeps_changes:
                 await _commit(db)
+            elif _UNNOTICED in db.info:
+                await db.rollback()
+                await _commit(db)  # Of nothing, but for what has to follow from the commit that was made before.
             raise
         await _commit(db)
     except PoolTimeoutError as error:
         raise DatabaseUnavailable from error
     finally:
         _open.set(tuple(other for other in _open.get() if other is not db))
-        if db.in_transaction() or len(db.identity_map):
+        if db.in_transaction():
             await asyncio.shield(asyncio.create_task(db.close()))
+        else:
+            db.sync_session.close()  # Nothing to wait for.
 
 
 transaction = asynccontextmanager(async_get_db)  # the same for a job or a script: `async with transaction() as db:`

@@ -89,6 +89,7 @@ class Link(asyncio.Protocol):
         self._out: list[_Call] = []
         self._watch: asyncio.TimerHandle | None = None
         self._suspect: _Call | None = None
+        self._heard = 0.0  # when the server last sent something, on the loop's clock
         self._hanging = False
         self._lost = asyncio.Event()
         self._first_try = asyncio.Event()
@@ -169,6 +170,7 @@ class Link(asyncio.Protocol):
     # ---- Replies ----
 
     def data_received(self, data: bytes) -> None:
+        self._heard = self._loop.time()  # A large reply takes its time, and is no silence.
         self._reader.feed(data)
         try:
             while (reply := self._reader.gets()) is not False:
@@ -206,7 +208,7 @@ class Link(asyncio.Protocol):
             self._suspect = None
             return
         oldest = self._pending[0]
-        waited = self._loop.time() - oldest.sent
+        waited = self._loop.time() - max(oldest.sent, self._heard)
         if self._hanging:
             if waited > HOPELESS:
                 self._abort("hung for too long")

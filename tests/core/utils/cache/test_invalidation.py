@@ -555,6 +555,22 @@ async def test_all_that_is_written_down_is_dropped_before_anything_is_trusted(
     assert remembered(client) == set()
 
 
+async def test_others_have_time_to_come_back_and_write_down_what_they_could_not_drop(
+    invalidator: Invalidator, client: Client, valkey_proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(invalidation, "SETTLE", 0.5)
+    await valkey_proxy.away()
+    await until(lambda: not invalidator.trusted)
+    await valkey_proxy.back()
+    await until(lambda: store_of(invalidator).link.up)
+    await asyncio.sleep(0.2)
+    assert not invalidator.trusted
+    remember(client)
+    await write(KEY, delay=FAR)
+    await until(lambda: invalidator.trusted)
+    assert remembered(client) == set()
+
+
 async def test_an_outage_amid_the_dropping_is_another_one(
     invalidator: Invalidator, client: Client, valkey_proxy: Proxy
 ) -> None:

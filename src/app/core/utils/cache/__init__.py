@@ -11,14 +11,22 @@ from app.core.db.database import around_commit
 from app.core.db.outbox import Targets
 from app.core.exceptions.cache_exceptions import MissingClientError
 from app.core.utils.cache import opened
-from app.core.utils.cache.decorator import cache, check_cached_routes
+from app.core.utils.cache.decorator import cache, check_cached_routes, identify_caller
 from app.core.utils.cache.invalidation import Invalidator, write_down
 from app.core.utils.cache.keys import resource_key
 from app.core.utils.cache.opened import Cache
 from app.core.utils.cache.store import Store
 from app.core.utils.redis_link import Link
 
-__all__ = ["Cache", "cache", "check_cached_routes", "invalidate", "invalidate_on_commit", "open_cache"]
+__all__ = [
+    "Cache",
+    "cache",
+    "check_cached_routes",
+    "identify_caller",
+    "invalidate",
+    "invalidate_on_commit",
+    "open_cache",
+]
 
 
 @asynccontextmanager
@@ -32,13 +40,14 @@ async def open_cache(settings: RedisCacheSettings, *, durable: bool) -> AsyncIte
     link = Link(settings.redis_cache_url, "cache")
     store = Store(link)
     invalidator = Invalidator(store, durable=durable)
-    await link.open()
-    await invalidator.open()
-    opened.current = Cache(store, invalidator)
+    before = opened.current
     try:
+        await link.open()
+        await invalidator.open()
+        opened.current = Cache(store, invalidator)
         yield opened.current
     finally:
-        opened.current = None
+        opened.current = before
         await invalidator.close()
         await link.close()
 

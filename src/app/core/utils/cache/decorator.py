@@ -36,10 +36,12 @@ from app.core.utils.cache.route import CREDENTIALS, InputsOf, credentials, route
 from app.core.utils.cache.store import RECENTLY, Held, Lease
 from app.core.utils.redis_link import LinkError
 
-LARGEST_BODY: Final = 4_194_304  # bytes; a larger answer is not stored
+LARGEST_BODY: Final = 524_288  # bytes; a larger answer is not stored, since it would hold up the others
 JITTER: Final = 0.1  # the part of an expiration that is cut off at random, so that not all expires at once
 
 _READING: Final = {"GET", "HEAD"}
+STARTED: Final = "slipway.started"  # in a request's scope: when it came in, on `perf_counter`
+CALLER: Final = "slipway.caller"
 _REQUEST, _RESPONSE = "_cache_request", "_cache_response"  # injected where a handler does not ask for them
 _PLAN, _WRAPPED_BY = "__cached__", "__cached_by__"
 
@@ -121,6 +123,15 @@ def cache(
     return decorate
 
 
+def identify_caller(request: HTTPConnection, *parts: object) -> None:
+    """Says who asks, for private routes: for a sign-in dependency that has found it out.
+
+    Who is somebody else with other rights (a role, a plan) has these among the parts; and the login, where an answer
+    depends on it.
+    """
+    request.scope[CALLER] = repr(parts).encode("utf-8", "surrogatepass")
+
+
 def check_cached_routes(app: FastAPI) -> None:
     """Looks at how an app uses the decorator, as far as that can be seen before the first request.
 
@@ -199,10 +210,11 @@ class _Plan:
         """Calls a handler that changes something. What that makes wrong is dropped when it is committed."""
         targets = self.targets(arguments)
         with around_commits(partial(cache.invalidator.around, targets=targets)) as watched:
-            result = await self.call(arguments)
-        if not watched.transactions:  # It has changed something else than our database, and has done so by now.
-            await cache.invalidator.now(targets)
-        return result
+            try:
+                return await self.call(arguments)
+            finally:
+                if not watched.transactions:  # It has changed something else than our database, if not all it wanted.
+                    await cache.invalidator.now(targets)
 
     def key(self, arguments: Mapping[str, Any]) -> str:
         """The resource's key: `{prefix}:{id}`."""
@@ -253,7 +265,7 @@ class _Reading:
         plan, meter = self.plan, self.plan.meter
         plan.refuse_to_invalidate()
         skipped = self.inputs.unknown or (plan.unless is not None and self.arguments[plan.unless])
-        if skipped or not self.cache.usable:
+        if skipped or not self.cache.usable or not self._tells_callers_apart():
             return await self._compute(None, b"BYPASS")
         try:
             found, state = await self._look_up(plan.key(self.arguments), self._variant())
@@ -362,7 +374,9 @@ class _Reading:
 
     def _variant(self) -> bytes:
         scope = self.request.scope
-        parts = [scope["path"].encode("utf-8", "surrogatepass"), scope["query_string"]]
+        # The host and the scheme, since an answer can hold addresses made of them, and both are the caller's to choose.
+        host = next((value for name, value in scope["headers"] if name == b"host"), b"")
+        parts = [scope["path"].encode("utf-8", "surrogatepass"), scope["query_string"], host, scope["scheme"].encode()]
         wanted = {name.encode() for name in (*self.inputs.headers, *self.plan.vary)}
         if self.inputs.cookies:
             wanted.add(b"cookie")
@@ -374,8 +388,12 @@ class _Reading:
 
     def _caller(self) -> list[bytes]:
         """Who asks: what authentication has found out, or else all that could tell one caller from another."""
-        known = self.request.scope.get("state", {}).get("caller")
-        return [str(known).encode()] if known is not None else credentials(self.request, self.inputs.headers)
+        known = self.request.scope.get(CALLER)
+        return [known] if known is not None else credentials(self.request, self.inputs.headers)
+
+    def _tells_callers_apart(self) -> bool:
+        """Whether a route that calls itself private has anything to know callers by; where it has a scheme, it has."""
+        return bool(self.plan.private is not True or self.inputs.signed_in or self.plan.vary or self._caller())
 
     def _distinguished(self) -> set[str]:
         """The headers that distinguish variants."""
@@ -391,7 +409,7 @@ class _Reading:
 
     def _started(self) -> float:
         """When the request came in. Where nobody has noted it, it could have been long ago."""
-        started: float = self.request.scope.get("state", {}).get("started", perf_counter() - RECENTLY + 1)
+        started: float = self.request.scope.get(STARTED, perf_counter() - RECENTLY + 1)
         return started
 
 

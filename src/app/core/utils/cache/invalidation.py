@@ -19,7 +19,7 @@ from app.core.db import outbox
 from app.core.db.database import reading, transaction
 from app.core.db.outbox import Targets
 from app.core.utils.cache.metrics import INVALIDATIONS, UP
-from app.core.utils.cache.store import Store
+from app.core.utils.cache.store import CLOCK_SLACK, Store
 from app.core.utils.redis_link import LinkError
 
 TICK: Final = 1.0  # seconds between two looks at what others have left
@@ -65,6 +65,7 @@ class Invalidator:
         self._settled_at = 0.0  # At a start, there was no outage.
         if self._store.link.up:
             await self._try()
+            await asyncio.sleep(2 * CLOCK_SLACK)  # Requests are to be younger than the notes, if these are new as well.
         self._task = asyncio.create_task(self._run())
 
     async def close(self) -> None:
@@ -81,8 +82,7 @@ class Invalidator:
         """Goes around a commit: writes down before what it drops after."""
         ids = await outbox.record(db, targets, delay=OWN if self._store.link.up else 0)
         yield
-        # The commit is made: not even a caller who leaves now can stop what follows from it.
-        await asyncio.shield(asyncio.create_task(self._drop_committed(targets, ids)))
+        await self._drop_committed(targets, ids)
 
     async def now(self, targets: Targets) -> None:
         """Drops this, or sees to it that it is dropped later. For changes made outside of our transactions."""

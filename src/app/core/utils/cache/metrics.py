@@ -13,7 +13,10 @@ REFUSED_FILLS: Final = Counter(
 )
 COMPUTATION: Final = Histogram("slipway_cache_computation_seconds", "Time to compute an answer.", ["prefix"])
 INVALIDATIONS: Final = Counter("slipway_cache_invalidations", "Keys and patterns dropped.", ["outcome"])
-UP: Final = Gauge("slipway_cache_up", "Whether the cache is in use: 1, or 0 while its server is away.")
+UP: Final = Gauge(
+    "slipway_cache_up",
+    "1 while the cache is in use; 0 while its server is away, or not trusted yet.",
+)
 
 
 class Meter:

@@ -23,8 +23,8 @@ class Cache:
         return self.store.link.up and self.invalidator.trusted
 
     async def ping(self) -> None:
-        """Returns when its server is well. Raises: LinkError."""
-        await self.store.link.send("PING")
+        """Returns when its server is there, and takes changes. Raises: LinkError."""
+        await self.store.probe()
 
 
 current: Cache | None = None

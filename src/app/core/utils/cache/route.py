@@ -9,13 +9,15 @@ from fastapi.datastructures import DefaultPlaceholder
 from fastapi.dependencies.models import Dependant
 from fastapi.dependencies.utils import _get_flat_fields_from_params, _get_param_aliases, _get_param_model
 from fastapi.routing import serialize_response
-from fastapi.security import APIKeyHeader
+from fastapi.security import APIKeyCookie, APIKeyHeader
 from fastapi.security.base import SecurityBase
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Scope
 
-CREDENTIALS = ("authorization", "cookie")
+from app.core.credential_headers import ALWAYS
+
+CREDENTIALS = tuple(name.decode() for name in ALWAYS)
 
 
 @dataclass(slots=True)
@@ -69,6 +71,7 @@ def _inputs(dependant: Dependant, found: Inputs) -> Inputs:
         found.signed_in = True
         if isinstance(scheme, APIKeyHeader):
             found.headers.add(scheme.model.name.lower())
+        found.cookies = found.cookies or isinstance(scheme, APIKeyCookie)
     for other in dependant.dependencies:
         _inputs(other, found)
     return found

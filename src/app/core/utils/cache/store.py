@@ -26,8 +26,9 @@ RECENTLY: Final = 60  # seconds for which an invalidation is noted
 LONGEST_COMPUTATION: Final = 60  # seconds after which a lease is forgotten, and what is computed is not stored
 MOST_AT_ONCE: Final = 500  # keys that are dropped in one write to the server
 MOST_FIELDS: Final = 1_000  # of one resource; query strings are the caller's, and so could be any number
-CLOCK_SECONDS: Final = 5.0  # in which an answer about the server's clock counts; up to twice as long
-CLOCK_SLACK: Final = 0.001  # seconds by which two clocks may part in that time
+CLOCK_SECONDS: Final = 1.0  # in which an answer about the server's clock counts; up to twice as long
+CLOCK_STEP: Final = 0.5  # seconds back that are no late answer, but a clock that was set
+CLOCK_SLACK: Final = 0.002  # seconds by which two clocks may part in that time
 UNCOORDINATED: Final = 1.0  # seconds for which nobody waits for others, after an answer that cannot be stored
 FIRST_POLL: Final = 0.002  # seconds
 LONGEST_POLL: Final = 0.05
@@ -88,25 +89,30 @@ return 1
 """
 )
 
-# The notes are in microseconds.
+# The notes are in microseconds. With them is noted since when there are any: what was noted before may be lost, since
+# a server that is full evicts them, and one that starts anew has none.
 # KEYS: the notes. ARGV: how long a note is kept in ms, then what is invalidated. It has to work in a full server, too.
 _NOTE = Script(
     "#!lua flags=allow-oom\n"
     + """
 local t = redis.call('TIME') local now = t[1] * 1000000 + t[2]
+local born = redis.call('ZSCORE', KEYS[1], 'born') or string.format('%.0f', now)
 redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now - ARGV[1] * 1000)
+redis.call('ZADD', KEYS[1], born, 'born')
 for i = 2, #ARGV do redis.call('ZADD', KEYS[1], string.format('%.0f', now), ARGV[i]) end
 redis.call('PEXPIRE', KEYS[1], ARGV[1])
 return now
 """
 )
 
-# KEYS: the notes. ARGV: the resource, any pattern. The time, and when the last of them was invalidated, or 0.
+# KEYS: the notes. ARGV: the resource, any pattern. The time, and when the last of them was, or can have been,
+# invalidated.
 _LAST = Script(
     """
-local t = redis.call('TIME') local last = 0
+local t = redis.call('TIME') local now = t[1] * 1000000 + t[2]
+local last = tonumber(redis.call('ZSCORE', KEYS[1], 'born') or now)
 for _, what in ipairs(ARGV) do last = math.max(last, tonumber(redis.call('ZSCORE', KEYS[1], what) or 0)) end
-return {t[1] * 1000000 + t[2], last}
+return {now, last}
 """
 )
 
@@ -129,6 +135,8 @@ class ServerClock:
         """Takes in an answer that has just come."""
         now = perf_counter()
         ahead = microseconds / 1_000_000 - now
+        if now - self._since > 2 * CLOCK_SECONDS or ahead < self._best - CLOCK_STEP:
+            self.forget()
         if now - self._since > CLOCK_SECONDS:
             self._since, self._previous, self._best = now, self._best, ahead
         self._best = max(self._best, ahead)
@@ -143,7 +151,7 @@ class Lease:
     """The right to compute one variant of a resource.
 
     Attributes:
-        invalidated: when the resource last was, in seconds of the server's clock; long ago when that is not noted.
+        invalidated: when the resource last was, or can have been, in seconds of the server's clock.
     """
 
     key: str
@@ -221,6 +229,20 @@ class Store:
         Returns: the lease, or the stored answer, or who is before us, or None when the answer should be computed
         without a lease, and not stored.
         """
+        asking = asyncio.ensure_future(self._take(key, variant, seconds, unwanted))
+        try:
+            return await asyncio.shield(asking)
+        except asyncio.CancelledError:
+            asking.add_done_callback(self._give_back_what_nobody_waits_for)
+            raise
+
+    def _give_back_what_nobody_waits_for(self, asking: asyncio.Future[bytes | Lease | Held | None]) -> None:
+        if not asking.cancelled() and asking.exception() is None and isinstance(lease := asking.result(), Lease):
+            self.give_back(lease)
+
+    async def _take(
+        self, key: str, variant: bytes, seconds: float, unwanted: bytes | None
+    ) -> bytes | Lease | Held | None:
         # In this order, so that what is invalidated in between voids the lease.
         taken, (time, last) = await self.link.run(
             (
