@@ -368,15 +368,19 @@ class _Reading:
             and "no-store" not in policy
             and (self.private or "private" not in policy)
             and self._names(everything.getlist("vary")) <= self._distinguished()
+            and not self._holds_our_address(response)
         )
+
+    def _holds_our_address(self, response: Response) -> bool:
+        """Whether there is an address in it that was made of the `Host` header: that is the caller's to choose."""
+        host = self.request.headers.get("host", "")
+        return bool(host) and "host" not in self._distinguished() and f"://{host}".encode() in response.body
 
     # ---- Which variant ----
 
     def _variant(self) -> bytes:
         scope = self.request.scope
-        # The host and the scheme, since an answer can hold addresses made of them, and both are the caller's to choose.
-        host = next((value for name, value in scope["headers"] if name == b"host"), b"")
-        parts = [scope["path"].encode("utf-8", "surrogatepass"), scope["query_string"], host, scope["scheme"].encode()]
+        parts = [scope["path"].encode("utf-8", "surrogatepass"), scope["query_string"]]
         wanted = {name.encode() for name in (*self.inputs.headers, *self.plan.vary)}
         if self.inputs.cookies:
             wanted.add(b"cookie")

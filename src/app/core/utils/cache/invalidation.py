@@ -91,7 +91,7 @@ class Invalidator:
         except LinkError:
             self._distrust()
             if self._durable:
-                async with transaction() as db:
+                async with reading() as db:  # Not a transaction of the handler's, in which this may be called.
                     await outbox.record(db, targets, delay=0)
             else:
                 self._remembered.add(targets)

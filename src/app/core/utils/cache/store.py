@@ -69,8 +69,8 @@ _STORE = Script(
     """
 local held = redis.call('HGET', KEYS[1], 'l' .. ARGV[1])
 if not held or string.match(held, '^(.-):') ~= ARGV[2] then return 0 end
-redis.call('HDEL', KEYS[1], 'l' .. ARGV[1])
 redis.call('HSET', KEYS[1], 'v' .. ARGV[1], ARGV[3])
+redis.call('HDEL', KEYS[1], 'l' .. ARGV[1])
 if redis.call('PTTL', KEYS[1]) < tonumber(ARGV[4]) then redis.call('PEXPIRE', KEYS[1], ARGV[4]) end
 return 1
 """
@@ -349,6 +349,7 @@ class Store:
                     pause = min(pause * 1.5, LONGEST_POLL, max(found.seconds, FIRST_POLL))
                 elif not isinstance(found, Lease):
                     _resolve(left, found)
+                    pause = FIRST_POLL
                 elif left:
                     # The newest: if what it computes cannot be stored, the others may have it all the same.
                     max(left, key=attrgetter("started")).resolve(found)
