@@ -1,12 +1,15 @@
 """Requests find the routes that they would find without the table, at once."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import Annotated, Any
 
 import httpx2
 import pytest
-from fastapi import APIRouter, Depends, FastAPI
+from fastapi import APIRouter, Depends, FastAPI, Form
 from fastapi.routing import iter_route_contexts
+from starlette import convertors
 from starlette.applications import Starlette
+from starlette.convertors import Convertor, StringConvertor
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.routing import Match, Route
@@ -131,3 +134,95 @@ def test_it_has_every_route_of_the_app(settings: Any) -> None:
 async def test_the_client_keeps_its_own_answers(client: httpx2.AsyncClient) -> None:
     assert (await client.get("user/me/")).status_code == 401
     assert (await client.get("user/me")).status_code == 401
+
+
+# ---- What it leaves to FastAPI ----
+
+
+def of_itself(forms: APIRouter) -> APIRouter:
+    forms.form_limits = {"max_fields": 1}
+    return forms
+
+
+def of_one_around_it(forms: APIRouter) -> APIRouter:
+    outer = APIRouter(form_limits={"max_fields": 1})
+    outer.include_router(forms)
+    return outer
+
+
+def of_its_inclusion(forms: APIRouter) -> APIRouter:
+    outer = APIRouter()
+    outer.include_router(forms, form_limits={"max_fields": 1})
+    return outer
+
+
+def of_a_router_further_in(forms: APIRouter) -> APIRouter:
+    outer = APIRouter()
+    outer.include_router(of_one_around_it(forms))
+    return outer
+
+
+@pytest.mark.parametrize("limited", [of_itself, of_one_around_it, of_its_inclusion, of_a_router_further_in])
+async def test_a_routers_limits_of_forms_are_kept_to(limited: Callable[[APIRouter], APIRouter]) -> None:
+    def forms() -> APIRouter:
+        router = APIRouter()
+
+        @router.post("/form")
+        async def form(a: Annotated[str, Form()], b: Annotated[str, Form()] = "") -> str:
+            return a + b
+
+        return limited(router)
+
+    plain = FastAPI()
+    plain.include_router(forms())
+    statuses = []
+    for app in (plain, create_application(forms(), SettingsGroup())):
+        async with client_of(app) as client:
+            sent = [{"a": (None, "1")}, {"a": (None, "1"), "b": (None, "2")}]
+            statuses.append([(await client.post("http://test/form", files=files)).status_code for files in sent])
+    assert statuses == [[200, 400]] * 2
+
+
+class Slashed(Convertor[str]):
+    """Words with slashes between them."""
+
+    regex = "[a-z]+(?:/[a-z]+)*"
+
+    def convert(self, value: str) -> str:
+        return value
+
+    def to_string(self, value: str) -> str:
+        return value
+
+
+class SlashedString(StringConvertor):
+    """As well, and a kind of one that never has slashes."""
+
+    regex = Slashed.regex
+
+
+@pytest.mark.parametrize("convertor", [Slashed(), SlashedString()], ids=lambda convertor: type(convertor).__name__)
+async def test_a_convertor_that_takes_slashes_is_asked_in_its_turn(
+    monkeypatch: pytest.MonkeyPatch, convertor: Convertor[str]
+) -> None:
+    monkeypatch.setitem(convertors.CONVERTOR_TYPES, "slashed", convertor)  # As `register_url_convertor` does.
+
+    def words() -> APIRouter:
+        router = APIRouter()
+
+        @router.get("/x/{words:slashed}")
+        async def first(words: str) -> str:
+            return f"words {words}"
+
+        @router.get("/x/{a}/{b}")
+        async def second(a: str, b: str) -> str:
+            return f"two {a} {b}"
+
+        return router
+
+    plain = FastAPI()
+    plain.include_router(words())
+    for app in (plain, create_application(words(), SettingsGroup())):
+        async with client_of(app) as client:
+            answers = [(await client.get(f"http://test/x/{path}")).json() for path in ("a/b", "a/1", "a", "a/b/c")]
+        assert answers == ["words a/b", "two a 1", "words a", "words a/b/c"]

@@ -1,11 +1,13 @@
 """What every answer carries, whoever makes it."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Annotated
 
 import httpx2
 import pytest
 import structlog
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Depends, FastAPI, Response, Security
+from fastapi.security import APIKeyHeader
 from starlette.responses import StreamingResponse
 from structlog.testing import capture_logs
 
@@ -193,3 +195,69 @@ async def test_an_address_with_a_slash_too_many_is_unknown() -> None:
         answer = await client.get("hello/", headers={"Host": "evil.example"})
     assert answer.status_code == 404
     assert "Location" not in answer.headers
+
+
+# ---- An API key is a credential, too ----
+
+
+async def greet(key: Annotated[str | None, Security(APIKeyHeader(name="X-API-Key", auto_error=False))]) -> str:
+    return f"Hello {key or 'stranger'}"
+
+
+async def open_only_with_a_key(key: Annotated[str, Security(APIKeyHeader(name="X-API-Key"))]) -> str:
+    return key
+
+
+async def nested(greeting: Annotated[str, Depends(greet)]) -> str:
+    return greeting
+
+
+def at_once(handler: Callable[..., Awaitable[str]]) -> FastAPI:
+    router = APIRouter()
+    router.add_api_route("/key", handler)
+    return create_application(router, SmallSettings())
+
+
+def later(handler: Callable[..., Awaitable[str]]) -> FastAPI:
+    app = create_application(APIRouter(), SmallSettings())
+    app.add_api_route("/key", handler)
+    return app
+
+
+def included_later(handler: Callable[..., Awaitable[str]]) -> FastAPI:
+    app, router = create_application(APIRouter(), SmallSettings()), APIRouter()
+    router.add_api_route("/key", handler)
+    app.include_router(router)
+    return app
+
+
+@pytest.mark.parametrize("build", [at_once, later, included_later])
+@pytest.mark.parametrize("handler", [greet, nested, open_only_with_a_key])
+async def test_what_an_api_key_opens_is_kept_by_nobody_else(
+    build: Callable[[Callable[..., Awaitable[str]]], FastAPI], handler: Callable[..., Awaitable[str]]
+) -> None:
+    app = build(handler)
+    async with app.router.lifespan_context(app), client_of(app) as client:
+        mine = await client.get("http://test/key", headers={"X-API-Key": "secret"})
+        anonymous = await client.get("http://test/key")
+    assert "secret" in mine.json()
+    assert mine.headers["Cache-Control"] == "private, no-store"
+    if handler is open_only_with_a_key:
+        assert (anonymous.status_code, anonymous.headers["Cache-Control"]) == (401, "private, no-store")
+    else:
+        assert (anonymous.json(), anonymous.headers["Cache-Control"]) == ("Hello stranger", "public, max-age=60")
+        assert anonymous.headers["Vary"] == "Authorization, Cookie, X-Api-Key"
+
+
+@pytest.mark.parametrize(("age", "policy"), [("soon", "public, max-age=60"), ("5", "public, max-age=65")])
+async def test_an_age_of_the_handlers_own_is_no_error(age: str, policy: str) -> None:
+    router = APIRouter()
+
+    @router.get("/old")
+    async def old(response: Response) -> str:
+        response.headers["Age"] = age
+        return "old"
+
+    async with client_of(create_application(router, SmallSettings())) as client:
+        answer = await client.get("http://test/old")
+    assert (answer.status_code, answer.headers["Age"], answer.headers["Cache-Control"]) == (200, age, policy)

@@ -365,3 +365,81 @@ async def test_a_session_is_still_open_when_one_inside_of_it_has_ended(notes: No
             assert watched.transactions == 1
         outer.add(Tier(name="outer"))
     assert notes.committed == [[], ["outer"]]
+
+
+# ---- Commits past ours, and callers who leave ----
+
+
+async def insert(db: AsyncSession, name: str) -> None:
+    """A change that is committed at once, and not by `Transaction.commit`."""
+    async with db.begin():
+        db.add(Tier(name=name))
+
+
+async def test_what_follows_from_a_commit_past_ours_is_done_although_an_error_comes_after_it(
+    notes: Notes, settings: Settings
+) -> None:
+    with pytest.raises(ZeroDivisionError):  # noqa: PT012 (the session ends there)
+        async with transaction() as db:
+            around_commit(db, notes.around)
+            after_commit(db, notes.after)
+            await insert(db, "kept")
+            db.add(Tier(name="rolled back"))
+            await db.flush()
+            raise ZeroDivisionError
+    assert notes.taken == ["before", "after", "then"]
+    assert await tier_names(settings) == ["kept"]
+
+
+async def test_what_follows_from_a_commit_past_ours_is_done_once(notes: Notes) -> None:
+    async with transaction() as db:
+        around_commit(db, notes.around)
+        after_commit(db, notes.after)
+        await insert(db, "fine")
+    assert notes.taken == ["before", "after", "then"]
+
+    notes.taken.clear()
+    with pytest.raises(ZeroDivisionError):  # noqa: PT012 (the session ends there)
+        async with transaction() as db:
+            around_commit(db, notes.around)
+            after_commit(db, notes.after)
+            db.add(Tier(name="by our commit"))
+            await db.commit()
+            raise ZeroDivisionError
+    assert notes.taken == ["before", "after", "then"]
+
+
+@pytest.mark.parametrize("times", [1, 3])
+async def test_a_caller_who_leaves_after_the_commit_stops_nothing_that_follows_from_it(
+    notes: Notes, times: int
+) -> None:
+    committed, go_on = asyncio.Event(), asyncio.Event()
+
+    @asynccontextmanager
+    async def slow(db: AsyncSession) -> AsyncIterator[None]:
+        yield
+        committed.set()
+        await go_on.wait()
+
+    async def change() -> None:
+        async with transaction() as db:
+            around_commit(db, notes.named("a"))
+            around_commit(db, notes.named("b"))
+            around_commit(db, slow)
+            after_commit(db, notes.after)
+            after_commit(db, notes.after)
+            db.add(Tier(name="fine"))
+
+    task = asyncio.create_task(change())
+    await committed.wait()
+    for _ in range(times):
+        task.cancel()
+        await asyncio.sleep(0)
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    go_on.set()
+    async with asyncio.timeout(5):
+        while len(notes.committed) < 6:  # noqa: ASYNC110 -- of another task
+            await asyncio.sleep(0.005)
+    assert notes.taken == ["before a", "before b", "after b", "after a", "then", "then"]
+    assert notes.committed[-1] == ["fine"]

@@ -639,3 +639,38 @@ async def test_listeners_are_told_of_every_change_and_of_nothing_else(brisk: Non
         await until(lambda: len(changes) == 10)
         await link.close()
     assert changes == [up for up in (True, False, True, False, True, False) for _ in range(2)]
+
+
+# ---- A server that is slow, and does not hang ----
+
+
+async def test_a_large_reply_that_comes_slowly_is_no_outage() -> None:
+    changes: list[bool] = []
+    large, pieces = os.urandom(2_000_000), 15
+    async with FakeServer() as server, opened(server.url, 0.05) as link:
+        link.on_change(changes.append)
+        server.muted = True
+        asked = [link.send("ECHO", large), *(link.send("ECHO", number) for number in range(10))]
+        await until(lambda: len(server.connections[0].kept) == 11)
+        reply = server.connections[0].kept.pop(0)
+        size = len(reply) // pieces + 1
+        with takes(0.14, at_most=1):
+            for first in range(0, len(reply), size):
+                server.connections[0].transport.write(reply[first : first + size])
+                await asyncio.sleep(0.01)
+        server.release()
+        assert await asyncio.gather(*asked) == [large, *(b"%d" % number for number in range(10))]
+        assert changes == []
+        assert server.connected == 1
+
+
+async def test_a_large_reply_that_stops_in_the_middle_is_one() -> None:
+    async with FakeServer() as server, opened(server.url, 0.05) as link:
+        server.muted = True
+        asked = [link.send("ECHO", "x" * 100_000), link.send("ECHO", "behind it")]
+        await until(lambda: len(server.connections[0].kept) == 2)
+        server.connections[0].transport.write(server.connections[0].kept[0][:50_000])
+        with takes(0.04, at_most=0.3):
+            outcomes = await asyncio.gather(*asked, return_exceptions=True)
+        assert [type(outcome) for outcome in outcomes] == [LinkDown, LinkDown]
+        assert not link.up

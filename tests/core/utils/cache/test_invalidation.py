@@ -492,7 +492,7 @@ async def test_while_it_is_away_changes_succeed_and_nothing_stored_is_used_until
 ) -> None:
     assert [(await app.get("thing/1")).headers["x-cache"] for _ in range(2)] == ["MISS", "HIT"]
     await valkey_proxy.away()
-    await until(lambda: opened.current is not None and not opened.current.usable)
+    await until(lambda: (cache := opened.current()) is not None and not cache.usable)
     for path in ("fine/1", "elsewhere/2", "by-hand/3"):
         assert (await app.post(path)).status_code == 200
     assert {row["target"] for row in await rows(settings, DUE)} == {KEY, OTHER, "thing:3"}
@@ -501,7 +501,7 @@ async def test_while_it_is_away_changes_succeed_and_nothing_stored_is_used_until
     assert [answer.json() for answer in [await app.get("thing/1")]] == [4]
     remember(client, OTHER, "thing:3")
     await valkey_proxy.back()
-    await until(lambda: opened.current is not None and opened.current.usable)
+    await until(lambda: (cache := opened.current()) is not None and cache.usable)
     assert remembered(client) == set()
     assert (await app.get("thing/1")).json() == 5
     await until_there_are_no_rows(settings)
@@ -821,7 +821,7 @@ async def test_by_hand_it_is_dropped_at_once(
 
 
 async def test_by_hand_without_a_cache_is_a_mistake() -> None:
-    assert opened.current is None
+    assert opened.current() is None
     with pytest.raises(MissingClientError):
         await invalidate("thing", 1)
 

@@ -40,14 +40,14 @@ async def open_cache(settings: RedisCacheSettings, *, durable: bool) -> AsyncIte
     link = Link(settings.redis_cache_url, "cache")
     store = Store(link)
     invalidator = Invalidator(store, durable=durable)
-    before = opened.current
+    cache = Cache(store, invalidator)
     try:
         await link.open()
         await invalidator.open()
-        opened.current = Cache(store, invalidator)
-        yield opened.current
+        opened.add(cache)
+        yield cache
     finally:
-        opened.current = before
+        opened.remove(cache)
         await invalidator.close()
         await link.close()
 
@@ -57,9 +57,10 @@ async def invalidate(key_prefix: str, resource_id: object) -> None:
 
     For what was changed outside of `transaction()` and requests. Raises: MissingClientError.
     """
-    if opened.current is None:
+    cache = opened.current()
+    if cache is None:
         raise MissingClientError
-    await opened.current.invalidator.now(Targets((resource_key(key_prefix, resource_id),)))
+    await cache.invalidator.now(Targets((resource_key(key_prefix, resource_id),)))
 
 
 def invalidate_on_commit(db: AsyncSession, key_prefix: str, resource_id: object) -> None:
@@ -68,5 +69,6 @@ def invalidate_on_commit(db: AsyncSession, key_prefix: str, resource_id: object)
     Where the cache is not open, as in a script, it is written down, and an API process drops it a moment later.
     """
     targets = Targets((resource_key(key_prefix, resource_id),))
-    around = opened.current.invalidator.around if opened.current else write_down
+    cache = opened.current()
+    around = cache.invalidator.around if cache else write_down
     around_commit(db, partial(around, targets=targets))

@@ -368,13 +368,16 @@ class _Reading:
             and "no-store" not in policy
             and (self.private or "private" not in policy)
             and self._names(everything.getlist("vary")) <= self._distinguished()
-            and not self._holds_our_address(response)
+            and not self._holds_our_address(response, added)
         )
 
-    def _holds_our_address(self, response: Response) -> bool:
+    def _holds_our_address(self, response: Response, added: RawHeaders) -> bool:
         """Whether there is an address in it that was made of the `Host` header: that is the caller's to choose."""
-        host = self.request.headers.get("host", "")
-        return bool(host) and "host" not in self._distinguished() and f"://{host}".encode() in response.body
+        if "host" in self._distinguished():
+            return False
+        address = b"//" + self.request.base_url.netloc.encode("utf-8", "surrogatepass")
+        values = (value for _, value in (*response.raw_headers, *added))
+        return address in bytes(response.body) or any(address in value for value in values)
 
     # ---- Which variant ----
 

@@ -1,4 +1,4 @@
-"""The cache that is open in this process, if one is."""
+"""The caches that are open in this process."""
 
 from dataclasses import dataclass
 
@@ -27,7 +27,23 @@ class Cache:
         await self.store.probe()
 
 
-current: Cache | None = None
+_open: list[Cache] = []  # more than one where several apps run in a process, as in tests
+
+
+def current() -> Cache | None:
+    """The cache that was opened last, of those that are open."""
+    return _open[-1] if _open else None
+
+
+def add(cache: Cache) -> None:
+    """It is open from now on."""
+    _open.append(cache)
+
+
+def remove(cache: Cache) -> None:
+    """It is open no more, if it ever was."""
+    if cache in _open:
+        _open.remove(cache)
 
 
 def cache_of(request: Request) -> Cache | None:
@@ -42,6 +58,6 @@ def cache_of(request: Request) -> Cache | None:
     settings = getattr(state, "settings", None)
     if isinstance(settings, SettingsGroup) and not isinstance(settings, RedisCacheSettings):
         return None
-    if current is None:
+    if not _open:
         raise MissingClientError
-    return current
+    return _open[-1]

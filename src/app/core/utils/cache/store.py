@@ -69,9 +69,10 @@ _STORE = Script(
     """
 local held = redis.call('HGET', KEYS[1], 'l' .. ARGV[1])
 if not held or string.match(held, '^(.-):') ~= ARGV[2] then return 0 end
+local alone = redis.call('HLEN', KEYS[1]) == 1
 redis.call('HSET', KEYS[1], 'v' .. ARGV[1], ARGV[3])
 redis.call('HDEL', KEYS[1], 'l' .. ARGV[1])
-if redis.call('PTTL', KEYS[1]) < tonumber(ARGV[4]) then redis.call('PEXPIRE', KEYS[1], ARGV[4]) end
+if alone or redis.call('PTTL', KEYS[1]) < tonumber(ARGV[4]) then redis.call('PEXPIRE', KEYS[1], ARGV[4]) end
 return 1
 """
 )
