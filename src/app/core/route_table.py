@@ -1,7 +1,7 @@
 """Finds the route of a request at once.
 
 FastAPI tries the routes of every included router one after the other, and again at each level of inclusion. With some
-50 routes in two levels that is 120 microseconds a request, three times what a bare request costs; here it is 3.
+50 routes in two levels that is some 95 microseconds a request, more than all of a bare one; here it is 3.
 """
 
 from typing import Any
