@@ -139,7 +139,7 @@ async def async_get_db() -> AsyncIterator[AsyncSession]:
         except BaseException as error:
             if isinstance(error, Problem) and error.keeps_changes:
                 await _commit(db)
-            elif _UNNOTICED in db.info:
+            elif _UNNOTICED in db.info and not isinstance(error, GeneratorExit):
                 await db.rollback()
                 await _commit(db)  # Of nothing, but for what has to follow from the commit that was made before.
             raise

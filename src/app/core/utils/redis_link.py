@@ -10,6 +10,7 @@ import random
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
+from contextvars import copy_context
 from math import inf
 from typing import Any, Final
 
@@ -101,6 +102,7 @@ class Link(asyncio.Protocol):
     async def open(self) -> None:
         """Begins to connect. Returns when the first try is over, whatever came of it, or has taken too long."""
         self._loop = asyncio.get_running_loop()
+        self._context = copy_context()
         self._keeper = self._loop.create_task(self._keep_connected())
         with suppress(TimeoutError):
             async with asyncio.timeout(FIRST_TRY):
@@ -164,7 +166,7 @@ class Link(asyncio.Protocol):
         if self._transport is not None and self._out:
             self._transport.write(b"".join([call.packed for call in self._out]))
             if self._watch is None:
-                self._watch = self._loop.call_at(now + self._answer_timeout, self._look)
+                self._watch = self._later(self._answer_timeout, self._look)
         self._out.clear()
 
     # ---- Replies ----
@@ -180,7 +182,7 @@ class Link(asyncio.Protocol):
             return
         if self._hanging and not self._pending:
             self._hanging = False
-            self._loop.call_later(PAUSE, self._come_up)
+            self._later(PAUSE, self._come_up)
 
     def _take(self, reply: Any) -> None:
         future = self._pending.popleft().future
@@ -213,17 +215,21 @@ class Link(asyncio.Protocol):
             if waited > HOPELESS:
                 self._abort("hung for too long")
                 return
-            self._watch = self._loop.call_later(PAUSE, self._look)
+            self._watch = self._later(PAUSE, self._look)
         elif waited < self._answer_timeout:
             self._suspect = None
-            self._watch = self._loop.call_later(self._answer_timeout - max(waited, 0), self._look)
+            self._watch = self._later(self._answer_timeout - max(waited, 0), self._look)
         elif self._suspect is not oldest:
             self._suspect = oldest
-            self._watch = self._loop.call_later(SECOND_LOOK, self._look)
+            self._watch = self._later(SECOND_LOOK, self._look)
         else:
             self._hanging = True
-            self._watch = self._loop.call_later(PAUSE, self._look)
+            self._watch = self._later(PAUSE, self._look)
             self._down("does not answer")
+
+    def _later(self, seconds: float, action: Callable[[], None]) -> asyncio.TimerHandle:
+        """Has this done later, outside of the context of the request that is served now: its id is not for our lines."""
+        return self._loop.call_later(seconds, action, context=self._context)
 
     def _down(self, why: str, *, expected: bool = False) -> None:
         """Whoever waits for a reply is told that there is none. It may still come; it is then thrown away."""
