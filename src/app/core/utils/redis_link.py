@@ -228,7 +228,7 @@ class Link(asyncio.Protocol):
             self._down("does not answer")
 
     def _later(self, seconds: float, action: Callable[[], None]) -> asyncio.TimerHandle:
-        """Has this done later, outside of the context of the request that is served now: its id is not for our lines."""
+        """Has this done later, outside of the context of the request that is served now: its id is not for us."""
         return self._loop.call_later(seconds, action, context=self._context)
 
     def _down(self, why: str, *, expected: bool = False) -> None:
