@@ -9,7 +9,7 @@ import httpx2
 import pytest
 from fastapi import APIRouter, Depends
 from sqlalchemy import text
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from app.api.dependencies import SessionDep
@@ -443,3 +443,46 @@ async def test_a_caller_who_leaves_after_the_commit_stops_nothing_that_follows_f
             await asyncio.sleep(0.005)
     assert notes.taken == ["before a", "before b", "after b", "after a", "then", "then"]
     assert notes.committed[-1] == ["fine"]
+
+
+# ---- What is no commit, and what is left of one that failed ----
+
+
+async def test_the_end_of_a_savepoint_is_no_commit(notes: Notes, settings: Settings) -> None:
+    with pytest.raises(LookupError):
+        await _fail_after_a_savepoint(notes)
+    assert notes.taken == []
+    assert await tier_names(settings) == []
+
+
+async def _fail_after_a_savepoint(notes: Notes) -> None:
+    async with transaction() as db:
+        around_commit(db, notes.around)
+        after_commit(db, notes.after)
+        async with db.begin_nested():
+            db.add(Tier(name="in a savepoint"))
+        raise LookupError
+
+
+async def test_with_a_savepoint_in_it_a_commit_is_one_commit(notes: Notes, settings: Settings) -> None:
+    async with transaction() as db:
+        around_commit(db, notes.around)
+        after_commit(db, notes.after)
+        async with db.begin_nested():
+            db.add(Tier(name="kept"))
+    assert notes.taken == ["before", "after", "then"]
+    assert await tier_names(settings) == ["kept"]
+
+
+async def test_what_should_have_come_after_a_commit_that_failed_does_not_come_after_the_next(
+    notes: Notes, settings: Settings
+) -> None:
+    async with transaction() as db:
+        after_commit(db, notes.after)
+        await insert_late(db)
+        with pytest.raises(IntegrityError):
+            await db.commit()
+        await db.rollback()
+        db.add(Tier(name="of the second try"))
+    assert notes.taken == []
+    assert await tier_names(settings) == ["of the second try"]

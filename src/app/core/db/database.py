@@ -13,6 +13,7 @@ from sqlalchemy import ExceptionContext, event
 from sqlalchemy.exc import DisconnectionError, IntegrityError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker, create_async_engine
+from sqlalchemy.orm import SessionTransaction
 from sqlmodel import Session
 from sqlmodel.ext.asyncio.session import AsyncSession
 
@@ -31,6 +32,7 @@ _OUTDATED = "InvalidCachedStatementError"
 _TRANSIENT = ("08", "40", "53", "57", "55P03")
 
 _AFTER_COMMIT = "after_commit"
+_DUE = "after_commit, which is made"
 _AROUND_COMMIT = "around_commit"
 _UNNOTICED = "committed, and nobody was told"
 _NOT_OPEN = "The database is not open: call open_database() first."
@@ -54,7 +56,15 @@ class _Noticing(Session):
 
 @event.listens_for(_Noticing, "after_commit")
 def _note_commit(session: Session) -> None:
-    session.info[_UNNOTICED] = True
+    if not session.in_nested_transaction():  # The end of a savepoint is no commit.
+        session.info[_UNNOTICED] = True
+        session.info.setdefault(_DUE, []).extend(session.info.pop(_AFTER_COMMIT, ()))
+
+
+@event.listens_for(_Noticing, "after_soft_rollback")
+def _note_rollback(session: Session, previous: SessionTransaction) -> None:
+    if previous.parent is None:
+        session.info.pop(_AFTER_COMMIT, None)
 
 
 class Transaction(AsyncSession):
@@ -74,7 +84,7 @@ class Transaction(AsyncSession):
         await asyncio.shield(asyncio.create_task(self._after_commit(after_it)))
 
     async def _after_commit(self, leaving: AsyncExitStack) -> None:
-        for action in (leaving.aclose, *self.info.pop(_AFTER_COMMIT, ())):
+        for action in (leaving.aclose, *self.info.pop(_DUE, ())):
             try:
                 await action()
             except Exception:

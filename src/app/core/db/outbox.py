@@ -43,8 +43,9 @@ _RECORD = text(
 _ALL = text("SELECT target, is_pattern FROM cache_invalidation ORDER BY id")
 ANY_DUE = text("SELECT EXISTS (SELECT FROM cache_invalidation WHERE due_at <= clock_timestamp())")
 _TAKE_DUE = text(
-    "DELETE FROM cache_invalidation WHERE id IN (SELECT id FROM cache_invalidation WHERE due_at <= clock_timestamp()"
-    " ORDER BY id LIMIT :most FOR UPDATE SKIP LOCKED) RETURNING target, is_pattern"
+    "UPDATE cache_invalidation SET due_at = clock_timestamp() + make_interval(secs => :delay)"
+    " WHERE id IN (SELECT id FROM cache_invalidation WHERE due_at <= clock_timestamp()"
+    " ORDER BY id LIMIT :most FOR UPDATE SKIP LOCKED) RETURNING target, is_pattern, id"
 )
 _FORGET = text("DELETE FROM cache_invalidation WHERE id = ANY(CAST(:ids AS bigint[]))")
 _MAKE_DUE = text("UPDATE cache_invalidation SET due_at = clock_timestamp() WHERE id = ANY(CAST(:ids AS bigint[]))")
@@ -70,9 +71,13 @@ async def is_any_due(db: AsyncSession) -> bool:
     return bool(await (await db.connection()).scalar(ANY_DUE))
 
 
-async def take_due(db: AsyncSession, most: int) -> Targets:
-    """Takes over what is due, once this transaction is committed. Two processes never take the same."""
-    return _targets((await (await db.connection()).execute(_TAKE_DUE, {"most": most})).all())
+async def take_due(db: AsyncSession, most: int, delay: float) -> tuple[Targets, list[int]]:
+    """Takes over what is due, once this transaction is committed, and the rows' ids. Two processes never take the same.
+
+    After `delay` seconds the rows are due again, unless they are forgotten by then.
+    """
+    rows = (await (await db.connection()).execute(_TAKE_DUE, {"most": most, "delay": delay})).all()
+    return _targets(rows), [row[2] for row in rows]
 
 
 async def forget(db: AsyncSession, ids: Sequence[int]) -> None:

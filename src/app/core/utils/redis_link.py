@@ -141,14 +141,15 @@ class Link(asyncio.Protocol):
     async def run(self, *commands: Command) -> list[Any]:
         """Sends these at once, to be done in this order; returns their replies.
 
-        A server that has lost a script gets all of them once more: what depends on the order has to stand that.
+        A server that has lost a script gets it, and what comes after it, once more.
 
         Raises: LinkDown, Refused, whatever the first that failed has failed with.
         """
         replies = await asyncio.gather(*(self.send(*_words(command)) for command in commands), return_exceptions=True)
-        if any(isinstance(reply, Refused) and str(reply).startswith("NOSCRIPT") for reply in replies):
-            whole = (self.send(*_words(command, whole=True)) for command in commands)
-            replies = await asyncio.gather(*whole, return_exceptions=True)
+        lost = next((number for number, reply in enumerate(replies) if _lacks_script(reply)), None)
+        if lost is not None:
+            again = (self.send(*_words(command, whole=True)) for command in commands[lost:])
+            replies[lost:] = await asyncio.gather(*again, return_exceptions=True)
         for reply in replies:
             if isinstance(reply, BaseException):
                 raise reply
@@ -299,6 +300,10 @@ class Link(asyncio.Protocol):
         self._transport = self._writer.transport
         self._transport.set_protocol(self)
         connection._reader = connection._writer = None
+
+
+def _lacks_script(reply: object) -> bool:
+    return isinstance(reply, Refused) and str(reply).startswith("NOSCRIPT")
 
 
 def _words(command: Command, *, whole: bool = False) -> tuple[Any, ...]:

@@ -259,6 +259,8 @@ class _Reading:
         self.given = list(injected.headers.raw)  # by dependencies, for this answer alone
         self.inputs = plan.inputs_of(route)
         self.private = self.inputs.signed_in if plan.private is None else plan.private
+        # When it came in. Where nobody has noted it, it could have been long ago.
+        self.started: float = request.scope.get(STARTED, perf_counter() - RECENTLY + 1)
 
     async def answer(self) -> Response:
         """The answer: from the cache, or computed."""
@@ -292,7 +294,7 @@ class _Reading:
             return entry, b"STALE"
         if isinstance(taken, Held):
             plan.meter.waits.inc()
-            taken = await store.wait(key, variant, plan.lease, stored, started=self._started())
+            taken = await store.wait(key, variant, plan.lease, stored, started=self.started)
         if isinstance(taken, bytes):
             entry = Entry.load(taken)
             return entry, b"HIT" if entry else b"BYPASS"
@@ -327,13 +329,15 @@ class _Reading:
         return answer
 
     async def _store(self, lease: Lease, entry: Entry) -> None:
-        store, started, value = self.cache.store, self._started(), entry.dump()
+        store, value = self.cache.store, entry.dump()
         try:
-            if not store.covers(lease, started):
-                stored = False
-                await store.share(lease, value, started)
-            else:
+            stored = store.covers(lease, self.started)
+            if stored:
                 stored = await store.store(lease, value, (entry.hard - entry.created) / 1000)
+            elif STARTED in self.request.scope:
+                await store.share(lease, value, self.started)
+            else:  # Nobody knows who is older.
+                await store.give_up(lease)
         except LinkError:
             return  # The next request tries again.
         if not stored:
@@ -413,11 +417,6 @@ class _Reading:
 
     def _asks_anew(self) -> bool:
         return "no-cache" in self._names(self.request.headers.getlist("cache-control"))
-
-    def _started(self) -> float:
-        """When the request came in. Where nobody has noted it, it could have been long ago."""
-        started: float = self.request.scope.get(STARTED, perf_counter() - RECENTLY + 1)
-        return started
 
 
 def _require_seconds(name: str, value: object, least: float = 0.001) -> None:

@@ -44,7 +44,8 @@ class Invalidator:
         """
         Args:
             store: where to drop it from.
-            durable: whether there is a database to write down what to drop. Without one, this process remembers.
+            durable: whether there is a database to write down what to drop. Without one, or while it is away, this
+                process remembers.
         """
         self.trusted = False
         self._store = store
@@ -90,11 +91,17 @@ class Invalidator:
             await self._drop(targets)
         except LinkError:
             self._distrust()
-            if self._durable:
-                async with reading() as db:  # Not a transaction of the handler's, in which this may be called.
-                    await outbox.record(db, targets, delay=0)
-            else:
+            if not (self._durable and await self._is_written_down(targets)):
                 self._remembered.add(targets)
+
+    async def _is_written_down(self, targets: Targets) -> bool:
+        try:
+            async with reading() as db:  # Not a transaction of the handler's, in which this may be called.
+                await outbox.record(db, targets, delay=0)
+        except Exception as error:  # The change is made, whatever is wrong with the database.
+            log.warning("cache invalidation not written down", why=repr(error.__cause__ or error))
+            return False
+        return True
 
     async def _drop_committed(self, targets: Targets, ids: list[int]) -> None:
         try:
@@ -198,9 +205,10 @@ class Invalidator:
             left = await outbox.is_any_due(db)
         while left:
             async with transaction() as db:
-                targets = await outbox.take_due(db, MOST_AT_ONCE)
+                targets, ids = await outbox.take_due(db, MOST_AT_ONCE, delay=OWN)
                 await self._drop(targets)
-            left = len(targets.keys) + len(targets.patterns) > 0
+            self._done.append((monotonic(), ids))
+            left = bool(ids)
 
 
 @asynccontextmanager

@@ -39,8 +39,8 @@ ANY_PATTERN: Final = "*"
 _NOW = "local t = redis.call('TIME') local now = t[1] * 1000 + math.floor(t[2] / 1000) "
 
 # KEYS: the resource. ARGV: variant, new token, lease in ms, how long a token lives in ms, the hash of a value that will
-# not do, the most fields. Asked again with the same token, it answers the same. A lease that has run out is handed on
-# with its token, since what its first holder computes is as good.
+# not do, the most fields. A lease that has run out is handed on with its token, since what its first holder computes is
+# as good.
 _TAKE = Script(
     _NOW
     + """
@@ -52,7 +52,6 @@ local token = ARGV[2]
 local held = redis.call('HGET', KEYS[1], 'l' .. ARGV[1])
 if held then
   local holder, ends = string.match(held, '^(.-):(%d+)$')
-  if holder == ARGV[2] then return {'lease', holder} end
   if tonumber(ends) > now then return {holder == '' and 'free' or 'held', ends - now} end
   if holder ~= '' then token = holder end
 elseif redis.call('HLEN', KEYS[1]) >= tonumber(ARGV[6]) then
