@@ -15,8 +15,7 @@ from starlette.background import BackgroundTask
 from app.api.dependencies import SessionDep
 from app.core.config import Settings
 from app.core.exceptions.http_exceptions import NotFound
-from app.core.utils.cache import cache
-from app.core.utils.cache import decorator as cache_decorator
+from app.core.utils.cache import cache, reading
 from app.core.utils.cache.entry import MAGIC
 from app.models.tier import Tier
 from tests.conftest import second_session
@@ -322,7 +321,7 @@ async def unstorable(cache_only: CacheSettings, routes: Routes) -> AsyncIterator
     answering("uncovered")(lambda: PlainTextResponse("x", headers={"Vary": "Accept-Language, Accept"}))
     answering("half-covered", vary=["Accept"])(lambda: PlainTextResponse("x", headers={"Vary": "accept, X-Other"}))
     answering("star", vary=["Accept"])(lambda: PlainTextResponse("x", headers={"Vary": "*"}))
-    answering("large")(lambda: PlainTextResponse("x" * (cache_decorator.LARGEST_BODY + 1)))
+    answering("large")(lambda: PlainTextResponse("x" * (reading.LARGEST_BODY + 1)))
 
     async with running(routes.router, cache_only) as client:
         yield client

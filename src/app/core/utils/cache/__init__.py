@@ -11,10 +11,11 @@ from app.core.db.database import around_commit
 from app.core.db.outbox import Targets
 from app.core.exceptions.cache_exceptions import MissingClientError
 from app.core.utils.cache import opened
-from app.core.utils.cache.decorator import cache, check_cached_routes, identify_caller
+from app.core.utils.cache.decorator import cache, check_cached_routes
 from app.core.utils.cache.invalidation import Invalidator, write_down
 from app.core.utils.cache.keys import resource_key
 from app.core.utils.cache.opened import Cache
+from app.core.utils.cache.reading import identify_caller
 from app.core.utils.cache.store import Store
 from app.core.utils.redis_link import Link
 
