@@ -7,8 +7,9 @@ those who change data without a connection to the cache.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
-from sqlalchemy import BigInteger, Column, Identity, text
+from sqlalchemy import BigInteger, Column, Identity, Row, text
 from sqlmodel import Field, SQLModel
 from sqlmodel.ext.asyncio.session import AsyncSession
 
@@ -90,8 +91,8 @@ async def make_due(db: AsyncSession, ids: Sequence[int]) -> None:
     await (await db.connection()).execute(_MAKE_DUE, {"ids": ids})
 
 
-def _targets(rows: Sequence[tuple[str, bool]] | Sequence[object]) -> Targets:
-    found = {(row[0], row[1]) for row in rows}  # type: ignore[index]
+def _targets(rows: Sequence[Row[Any]]) -> Targets:
+    found = {(row[0], row[1]) for row in rows}
     return Targets(
         tuple(sorted(target for target, is_pattern in found if not is_pattern)),
         tuple(sorted(target for target, is_pattern in found if is_pattern)),

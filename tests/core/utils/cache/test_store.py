@@ -13,8 +13,10 @@ import pytest
 from redis import Redis
 
 from app.core.utils import redis_link
+from app.core.utils.cache import scripts, server_clock
 from app.core.utils.cache import store as store_module
-from app.core.utils.cache.store import ANY_PATTERN, CLOCK_SLACK, NOTES, Held, Lease, ServerClock, Store
+from app.core.utils.cache.server_clock import CLOCK_SLACK, ServerClock
+from app.core.utils.cache.store import ANY_PATTERN, NOTES, Held, Lease, Store
 from app.core.utils.redis_link import Link, LinkDown, Refused
 from scripts.embedded import Valkey, free_port, scratch_folder
 from tests.core.utils.test_redis_link import (
@@ -146,7 +148,7 @@ async def test_a_lease_can_be_used_once(store: Store) -> None:
 async def test_a_lease_is_one_s_own_when_it_has_to_be_asked_for_twice(store: Store, client: Client) -> None:
     """Of the two scripts that are sent at once the server has lost the second, and so gets both again."""
     client.script_flush()
-    await store.link.call(store_module._TAKE, "other:1", VARIANT, "token", 5000, 60_000, "", 1000)
+    await store.link.call(scripts.TAKE, "other:1", VARIANT, "token", 5000, 60_000, "", 1000)
     assert await store.store(await take(store), b"answer", 60)
 
 
@@ -515,7 +517,7 @@ async def test_the_notes_are_read_after_the_lease_is_taken(store: Store, client:
     await take(store, key="other:1")
     if flushed:
         client.script_flush()
-        await store.link.call(store_module._LAST, NOTES)  # Which the server knows again, then, and nothing else.
+        await store.link.call(scripts.LAST, NOTES)  # Which the server knows again, then, and nothing else.
     with Listening(client) as listening:
         await take(store)
     lease = listening.position("HSET", KEY)
@@ -608,7 +610,7 @@ async def test_after_an_outage_the_clock_is_another(store: Store) -> None:
 async def test_what_a_server_s_clock_says_is_never_too_late(monkeypatch: pytest.MonkeyPatch) -> None:
     """It is ahead by 1,000 s; an answer is under way for up to half a second."""
     now = 0.0
-    monkeypatch.setattr(store_module, "perf_counter", lambda: now)
+    monkeypatch.setattr(server_clock, "perf_counter", lambda: now)
     clock = ServerClock()
     assert clock.at_least(0.0) < 0
     chance = random.Random(1)  # noqa: S311 -- no secret
@@ -619,13 +621,13 @@ async def test_what_a_server_s_clock_says_is_never_too_late(monkeypatch: pytest.
         clock.learn(int((1000 + now - delay) * 1_000_000))
         best = max(best, 1000 - delay)
         assert clock.at_least(now) <= 1000 + now
-        assert clock.at_least(now) >= best + now - CLOCK_SLACK - 0.000_01 or now > store_module.CLOCK_SECONDS
+        assert clock.at_least(now) >= best + now - CLOCK_SLACK - 0.000_01 or now > server_clock.CLOCK_SECONDS
         assert clock.at_least(now - 3) == pytest.approx(clock.at_least(now) - 3)
 
 
 async def test_a_good_answer_counts_for_a_while_and_no_longer(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
-    monkeypatch.setattr(store_module, "perf_counter", lambda: now)
+    monkeypatch.setattr(server_clock, "perf_counter", lambda: now)
     clock = ServerClock()
     clock.learn(200_000_000)
     now = 100.8

@@ -19,7 +19,8 @@ from app.core.db import outbox
 from app.core.db.database import reading, transaction
 from app.core.db.outbox import Targets
 from app.core.utils.cache.metrics import INVALIDATIONS, UP
-from app.core.utils.cache.store import CLOCK_SLACK, Store
+from app.core.utils.cache.server_clock import CLOCK_SLACK
+from app.core.utils.cache.store import Store
 from app.core.utils.redis_link import LinkError
 
 TICK: Final = 1.0  # seconds between two looks at what others have left

@@ -14,136 +14,25 @@ from collections.abc import Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha1
-from math import inf
 from operator import attrgetter
 from secrets import token_hex
 from time import perf_counter
 from typing import Any, Final
 
-from app.core.utils.redis_link import Link, LinkError, Refused, Script
+from app.core.utils.cache import scripts
+from app.core.utils.cache.server_clock import ServerClock
+from app.core.utils.redis_link import Link, LinkError, Refused
 
 RECENTLY: Final = 60  # seconds for which an invalidation is noted
 LONGEST_COMPUTATION: Final = 60  # seconds after which a lease is forgotten, and what is computed is not stored
 MOST_AT_ONCE: Final = 500  # keys that are dropped in one write to the server
 MOST_FIELDS: Final = 1_000  # of one resource; query strings are the caller's, and so could be any number
-CLOCK_SECONDS: Final = 1.0  # in which an answer about the server's clock counts; up to twice as long
-CLOCK_STEP: Final = 0.5  # seconds back that are no late answer, but a clock that was set
-CLOCK_SLACK: Final = 0.002  # seconds by which two clocks may part in that time
 UNCOORDINATED: Final = 1.0  # seconds for which nobody waits for others, after an answer that cannot be stored
 FIRST_POLL: Final = 0.002  # seconds
 LONGEST_POLL: Final = 0.05
 
 NOTES: Final = "slipway:cache:invalidated"  # a sorted set: when each key, or any pattern, was last invalidated
 ANY_PATTERN: Final = "*"
-
-_NOW = "local t = redis.call('TIME') local now = t[1] * 1000 + math.floor(t[2] / 1000) "
-
-# KEYS: the resource. ARGV: variant, new token, lease in ms, how long a token lives in ms, the hash of a value that will
-# not do, the most fields. A lease that has run out is handed on with its token, since what its first holder computes is
-# as good.
-_TAKE = Script(
-    _NOW
-    + """
-local kind = redis.call('TYPE', KEYS[1]).ok
-if kind ~= 'hash' and kind ~= 'none' then redis.call('DEL', KEYS[1]) end
-local value = redis.call('HGET', KEYS[1], 'v' .. ARGV[1])
-if value and (ARGV[5] == '' or redis.sha1hex(value) ~= ARGV[5]) then return {'value', value} end
-local token = ARGV[2]
-local held = redis.call('HGET', KEYS[1], 'l' .. ARGV[1])
-if held then
-  local holder, ends = string.match(held, '^(.-):(%d+)$')
-  if tonumber(ends) > now then return {holder == '' and 'free' or 'held', ends - now} end
-  if holder ~= '' then token = holder end
-elseif redis.call('HLEN', KEYS[1]) >= tonumber(ARGV[6]) then
-  redis.call('HDEL', KEYS[1], redis.call('HRANDFIELD', KEYS[1]))
-end
-redis.call('HSET', KEYS[1], 'l' .. ARGV[1], token .. ':' .. string.format('%.0f', now + ARGV[3]))
-if redis.call('PTTL', KEYS[1]) < tonumber(ARGV[4]) then redis.call('PEXPIRE', KEYS[1], ARGV[4]) end
-return {'lease', token}
-"""
-)
-
-# KEYS: the resource. ARGV: variant, token, value, how long it is kept in ms.
-_STORE = Script(
-    """
-local held = redis.call('HGET', KEYS[1], 'l' .. ARGV[1])
-if not held or string.match(held, '^(.-):') ~= ARGV[2] then return 0 end
-local alone = redis.call('HLEN', KEYS[1]) == 1
-redis.call('HSET', KEYS[1], 'v' .. ARGV[1], ARGV[3])
-redis.call('HDEL', KEYS[1], 'l' .. ARGV[1])
-if alone or redis.call('PTTL', KEYS[1]) < tonumber(ARGV[4]) then redis.call('PEXPIRE', KEYS[1], ARGV[4]) end
-return 1
-"""
-)
-
-# KEYS: the resource. ARGV: variant, token, for how long nobody needs a lease, in ms.
-_GIVE_UP = Script(
-    _NOW
-    + """
-local held = redis.call('HGET', KEYS[1], 'l' .. ARGV[1])
-if not held or string.match(held, '^(.-):') ~= ARGV[2] then return 0 end
-if ARGV[3] == '0' then redis.call('HDEL', KEYS[1], 'l' .. ARGV[1]) return 1 end
-redis.call('HSET', KEYS[1], 'l' .. ARGV[1], ':' .. string.format('%.0f', now + ARGV[3]))
-if redis.call('HLEN', KEYS[1]) == 1 then redis.call('PEXPIRE', KEYS[1], ARGV[3]) end
-return 1
-"""
-)
-
-# The notes are in microseconds. With them is noted since when there are any: what was noted before may be lost, since
-# a server that is full evicts them, and one that starts anew has none.
-# KEYS: the notes. ARGV: how long a note is kept in ms, then what is invalidated. It has to work in a full server, too.
-_NOTE = Script(
-    "#!lua flags=allow-oom\n"
-    + """
-local t = redis.call('TIME') local now = t[1] * 1000000 + t[2]
-local born = redis.call('ZSCORE', KEYS[1], 'born') or string.format('%.0f', now)
-redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now - ARGV[1] * 1000)
-redis.call('ZADD', KEYS[1], born, 'born')
-for i = 2, #ARGV do redis.call('ZADD', KEYS[1], string.format('%.0f', now), ARGV[i]) end
-redis.call('PEXPIRE', KEYS[1], ARGV[1])
-return now
-"""
-)
-
-# KEYS: the notes. ARGV: the resource, any pattern. The time, and when the last of them was, or can have been,
-# invalidated.
-_LAST = Script(
-    """
-local t = redis.call('TIME') local now = t[1] * 1000000 + t[2]
-local last = tonumber(redis.call('ZSCORE', KEYS[1], 'born') or now)
-for _, what in ipairs(ARGV) do last = math.max(last, tonumber(redis.call('ZSCORE', KEYS[1], what) or 0)) end
-return {now, last}
-"""
-)
-
-
-class ServerClock:
-    """What the server's clock said, at the least, at a time of this process.
-
-    Each answer with the server's time gives a bound on how far its clock is ahead of ours; the best of the last seconds
-    counts, so that it stays good while answers are late (Cristian, "Probabilistic clock synchronization", 1989).
-    """
-
-    def __init__(self) -> None:
-        self.forget()
-
-    def forget(self) -> None:
-        """Knows nothing any more: it may be another server now."""
-        self._since = self._best = self._previous = -inf
-
-    def learn(self, microseconds: int) -> None:
-        """Takes in an answer that has just come."""
-        now = perf_counter()
-        ahead = microseconds / 1_000_000 - now
-        if now - self._since > 2 * CLOCK_SECONDS or ahead < self._best - CLOCK_STEP:
-            self.forget()
-        if now - self._since > CLOCK_SECONDS:
-            self._since, self._previous, self._best = now, self._best, ahead
-        self._best = max(self._best, ahead)
-
-    def at_least(self, moment: float) -> float:
-        """The server's time at that moment of our `perf_counter`, in seconds, or earlier."""
-        return moment + max(self._best, self._previous) - CLOCK_SLACK
 
 
 @dataclass(slots=True)
@@ -246,7 +135,7 @@ class Store:
         # In this order, so that what is invalidated in between voids the lease.
         taken, (time, last) = await self.link.run(
             (
-                _TAKE,
+                scripts.TAKE,
                 key,
                 variant,
                 token_hex(8),
@@ -255,7 +144,7 @@ class Store:
                 "" if unwanted is None else sha1(unwanted, usedforsecurity=False).hexdigest(),
                 MOST_FIELDS,
             ),
-            (_LAST, NOTES, key, ANY_PATTERN),
+            (scripts.LAST, NOTES, key, ANY_PATTERN),
         )
         self._clock.learn(time)
         kind, *rest = taken
@@ -274,11 +163,11 @@ class Store:
 
     async def probe(self) -> None:
         """Returns when what is stored could be dropped; asks for the server's time meanwhile."""
-        self._clock.learn(await self.link.call(_NOTE, NOTES, RECENTLY * 1000))
+        self._clock.learn(await self.link.call(scripts.NOTE, NOTES, RECENTLY * 1000))
 
     async def store(self, lease: Lease, value: bytes, seconds: float) -> bool:
         """Stores the answer and ends the lease. False when it was voided: the resource has changed meanwhile."""
-        stored = await self.link.call(_STORE, lease.key, lease.variant, lease.token, value, int(seconds * 1000))
+        stored = await self.link.call(scripts.STORE, lease.key, lease.variant, lease.token, value, int(seconds * 1000))
         self._wake(lease)
         return bool(stored)
 
@@ -301,7 +190,7 @@ class Store:
                 the answer is an error, or one of those that are not stored.
         """
         milliseconds = int(UNCOORDINATED * 1000) if uncoordinated else 0
-        await self.link.call(_GIVE_UP, lease.key, lease.variant, lease.token, milliseconds)
+        await self.link.call(scripts.GIVE_UP, lease.key, lease.variant, lease.token, milliseconds)
         self._wake(lease)
 
     # ---- Waiting ----
@@ -390,12 +279,12 @@ class Store:
         for first in range(0, len(keys), MOST_AT_ONCE):
             await self._void_keys(keys[first : first + MOST_AT_ONCE])
         if patterns:
-            await self.link.call(_NOTE, NOTES, RECENTLY * 1000, ANY_PATTERN)
+            await self.link.call(scripts.NOTE, NOTES, RECENTLY * 1000, ANY_PATTERN)
         for pattern in patterns:
             await self._void_matching(pattern)
 
     async def _void_keys(self, keys: Sequence[str]) -> None:
-        await self.link.run((_NOTE, NOTES, RECENTLY * 1000, *keys), *(("UNLINK", key) for key in keys))
+        await self.link.run((scripts.NOTE, NOTES, RECENTLY * 1000, *keys), *(("UNLINK", key) for key in keys))
 
     async def _void_matching(self, pattern: str) -> None:
         cursor: bytes = b"0"
