@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import BigInteger, Column, Identity, Row, text
+from sqlalchemy import BigInteger, Column, Identity, text
 from sqlmodel import Field, SQLModel
 from sqlmodel.ext.asyncio.session import AsyncSession
 
@@ -91,7 +91,7 @@ async def make_due(db: AsyncSession, ids: Sequence[int]) -> None:
     await (await db.connection()).execute(_MAKE_DUE, {"ids": ids})
 
 
-def _targets(rows: Sequence[Row[Any]]) -> Targets:
+def _targets(rows: Sequence[Any]) -> Targets:
     found = {(row[0], row[1]) for row in rows}
     return Targets(
         tuple(sorted(target for target, is_pattern in found if not is_pattern)),
