@@ -5,7 +5,6 @@ command costs some 3 microseconds here, against 48 through a pool of connections
 """
 
 import asyncio
-import hashlib
 import random
 from collections import deque
 from collections.abc import Callable
@@ -17,7 +16,11 @@ from typing import Any, Final
 import hiredis
 import structlog
 from redis.asyncio.connection import ConnectionPool
+from redis.asyncio.sentinel import SentinelConnectionPool
 from redis.exceptions import RedisError
+
+from app.core.utils.redis_link.address import connections_to, forget_sentinels
+from app.core.utils.redis_link.command import Command, Keys, LinkDown, Refused, Script, Word, lacks_script, words_of
 
 CONNECT_TIMEOUT: Final = 2.0  # seconds, handshake included
 FIRST_TRY: Final = 0.5  # seconds that a start waits for it
@@ -28,31 +31,6 @@ PAUSE: Final = 0.25  # seconds before a link that came back is used again, or tr
 LONGEST_PAUSE: Final = 0.5  # seconds between two tries: all processes are to be back within that time of each other
 
 log = structlog.stdlib.get_logger("slipway.redis")
-
-Word = str | bytes | int | float
-
-
-class LinkError(Exception):
-    """What was asked was not done, as far as one can tell."""
-
-
-class LinkDown(LinkError):  # noqa: N818 -- a state
-    """The server is away or hangs."""
-
-
-class Refused(LinkError):  # noqa: N818 -- an answer
-    """The server answered with an error: out of memory, read-only, loading, ..."""
-
-
-class Script:
-    """A Lua script, sent once and then named by its hash."""
-
-    def __init__(self, source: str) -> None:
-        self.source = source
-        self.sha = hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest()
-
-
-Command = tuple[Word | Script, ...]  # a command's words; or a script, its key, its arguments
 
 
 class _Call:
@@ -72,16 +50,17 @@ class Link(asyncio.Protocol):
     A task of its own connects and, after an outage, connects again.
     """
 
-    def __init__(self, url: str, name: str, *, answer_timeout: float = ANSWER_TIMEOUT) -> None:
+    def __init__(self, server: str | ConnectionPool, name: str, *, answer_timeout: float = ANSWER_TIMEOUT) -> None:
         """
         Args:
-            url: where the server is, password included.
+            server: where it is, password included (`address.py` has the forms); or what makes connections to it.
             name: what the log calls this link.
             answer_timeout: seconds after which a server that has not answered is taken to hang.
         """
         self.name = name
         self.up = False
-        self._pool = ConnectionPool.from_url(url, socket_connect_timeout=CONNECT_TIMEOUT)
+        self._pool = connections_to(server, CONNECT_TIMEOUT) if isinstance(server, str) else server
+        self._moves = isinstance(self._pool, SentinelConnectionPool)
         self._answer_timeout = answer_timeout
         self._listeners: list[Callable[[bool], None]] = []
         self._transport: asyncio.Transport | None = None
@@ -145,19 +124,25 @@ class Link(asyncio.Protocol):
 
         Raises: LinkDown, Refused, whatever the first that failed has failed with.
         """
-        replies = await asyncio.gather(*(self.send(*_words(command)) for command in commands), return_exceptions=True)
-        lost = next((number for number, reply in enumerate(replies) if _lacks_script(reply)), None)
+        replies = await asyncio.gather(*(self.send(*words_of(command)) for command in commands), return_exceptions=True)
+        lost = next((number for number, reply in enumerate(replies) if lacks_script(reply)), None)
         if lost is not None:
-            again = (self.send(*_words(command, whole=True)) for command in commands[lost:])
+            again = (self.send(*words_of(command, whole=True)) for command in commands[lost:])
             replies[lost:] = await asyncio.gather(*again, return_exceptions=True)
         for reply in replies:
             if isinstance(reply, BaseException):
                 raise reply
         return replies
 
-    async def call(self, script: Script, key: Word, *arguments: Word) -> Any:
-        """Runs a script on one key. Raises: LinkDown, Refused."""
-        return (await self.run((script, key, *arguments)))[0]
+    async def call(self, script: Script, keys: Keys, *arguments: Word) -> Any:
+        """Runs a script on keys. Raises: LinkDown, Refused."""
+        command = (script, keys, *arguments)
+        try:
+            return await self.send(*words_of(command))
+        except Refused as refusal:
+            if not lacks_script(refusal):
+                raise
+        return await self.send(*words_of(command, whole=True))
 
     def _flush(self) -> None:
         """Writes what this turn of the loop has asked for. Only now the server's time begins to count."""
@@ -191,6 +176,8 @@ class Link(asyncio.Protocol):
             return
         if isinstance(reply, hiredis.ReplyError):
             future.set_exception(Refused(str(reply)))
+            if self._moves and str(reply).startswith("READONLY"):  # They have made another one the primary.
+                self._loop.call_soon(self._abort, "is a replica now", context=self._context)
         else:
             future.set_result(reply)
 
@@ -295,22 +282,13 @@ class Link(asyncio.Protocol):
         except BaseException:
             await connection.disconnect(nowait=True)
             raise
+        finally:
+            await forget_sentinels(self._pool)
         self._reader = hiredis.Reader()
         self._writer = connection._writer  # Kept, since it closes the transport when it is collected.
         self._transport = self._writer.transport
         self._transport.set_protocol(self)
         connection._reader = connection._writer = None
-
-
-def _lacks_script(reply: object) -> bool:
-    return isinstance(reply, Refused) and str(reply).startswith("NOSCRIPT")
-
-
-def _words(command: Command, *, whole: bool = False) -> tuple[Any, ...]:
-    script, *rest = command
-    if not isinstance(script, Script):
-        return command
-    return ("EVAL", script.source, 1, *rest) if whole else ("EVALSHA", script.sha, 1, *rest)
 
 
 def _in_short(error: BaseException) -> str:

@@ -1,0 +1,102 @@
+"""Where Redis/Valkey is: one server, a cluster, or whoever the sentinels say.
+
+    redis://user:password@host:6379/0                            one server; rediss:// for TLS, unix:// for a socket
+    redis+cluster://user:password@host:7000,host:7001            a cluster, by some of its nodes
+    redis+sentinel://user:password@host:26379,host:26379/name/0  the primary called `name`, by its sentinels, whose own
+                                                                 password is ?sentinel_password=...
+
+With TLS, the latter two begin with `rediss+`.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import unquote
+
+from redis.asyncio.connection import ConnectionPool, SSLConnection, parse_url
+from redis.asyncio.sentinel import (
+    Sentinel,
+    SentinelConnectionPool,
+    SentinelManagedConnection,
+    SentinelManagedSSLConnection,
+)
+
+Host = tuple[str, int]  # name or address, port
+
+SCHEMES = ("redis", "rediss", "unix")
+CLUSTER, SENTINEL = "cluster", "sentinel"
+_PORTS = {CLUSTER: 6379, SENTINEL: 26379}
+_SENTINEL_OPTIONS = ("sentinel_username", "sentinel_password")
+SENTINEL_TIMEOUT = 0.5  # seconds for one sentinel to answer, before the next one is asked
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """What a URL says.
+
+    Attributes:
+        kind: `cluster`, `sentinel`, or nothing for a single server.
+        hosts: some nodes of the cluster, or the sentinels.
+        service: what the sentinels call the primary.
+        options: how to connect to the servers: user, password, database, TLS. In redis-py's words.
+    """
+
+    kind: str
+    hosts: tuple[Host, ...]
+    service: str
+    options: dict[str, Any]
+
+
+def parse(url: str) -> Address:
+    """Reads a URL of any of the forms. Raises: ValueError, which does not repeat it, since there can be a password."""
+    scheme, found, rest = url.partition("://")
+    transport, _, kind = scheme.partition("+")
+    if not found or transport not in SCHEMES or (kind and (kind not in _PORTS or transport == "unix")):
+        raise ValueError("not a Redis URL")
+    if not kind:
+        return Address("", (), "", parse_url(url))  # type: ignore[arg-type]  # a TypedDict
+    where, _, query = rest.partition("?")
+    authority, _, path = where.partition("/")
+    login, _, hosts = authority.rpartition("@")
+    service, _, database = path.partition("/") if kind == SENTINEL else ("", "", path)
+    if (kind == SENTINEL and not service) or (kind == CLUSTER and database not in {"", "0"}):
+        raise ValueError("sentinels need a name, and a cluster has no other database than 0")
+    plain = f"{transport}://{login}{'@' if login else ''}server/{database}?{query}"
+    options: dict[str, Any] = dict(parse_url(plain))
+    del options["host"]
+    return Address(kind, tuple(_host(host, _PORTS[kind]) for host in hosts.split(",")), unquote(service), options)
+
+
+def _host(text: str, usual_port: int) -> Host:
+    name, found, port = text.strip().rpartition(":")
+    if not found or port.endswith("]"):
+        name, port = text.strip(), str(usual_port)
+    name = name.removeprefix("[").removesuffix("]")
+    if not name or not port.isdecimal() or not 0 < int(port) < 65536:
+        raise ValueError("not a list of hosts")
+    return name, int(port)
+
+
+def connections_to(url: str, timeout: float) -> ConnectionPool:
+    """What makes connections to the server, or to whichever is the primary now. `timeout` is in seconds.
+
+    Raises: ValueError.
+    """
+    address = parse(url)
+    options: dict[str, Any] = {"socket_connect_timeout": timeout, **address.options}
+    if address.kind != SENTINEL:
+        return ConnectionPool(**options)
+    theirs = {name.removeprefix("sentinel_"): options.pop(name) for name in _SENTINEL_OPTIONS if name in options}
+    timeouts = {"socket_connect_timeout": SENTINEL_TIMEOUT, "socket_timeout": SENTINEL_TIMEOUT}
+    tls = options.pop("connection_class", None) is SSLConnection
+    sentinels = Sentinel(address.hosts, sentinel_kwargs={**theirs, **timeouts, "ssl": tls})  # type: ignore[no-untyped-call]
+    managed = SentinelManagedSSLConnection if tls else SentinelManagedConnection
+    return SentinelConnectionPool(  # type: ignore[no-untyped-call]
+        address.service, sentinels, connection_class=managed, **options
+    )
+
+
+async def forget_sentinels(pool: ConnectionPool) -> None:
+    """Closes the connections to the sentinels: they are asked again when the primary is lost."""
+    if isinstance(pool, SentinelConnectionPool):
+        for sentinel in pool.sentinel_manager.sentinels:
+            await sentinel.connection_pool.disconnect()
