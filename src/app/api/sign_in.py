@@ -1,6 +1,5 @@
 """What signing in, staying so and signing out do, between HTTP and the tables."""
 
-import ipaddress
 from contextlib import suppress
 from datetime import timedelta
 from uuid import UUID
@@ -9,6 +8,7 @@ from fastapi import Response
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from app.api.dependencies import REFRESH_COOKIE
+from app.core.client_address import network_of
 from app.core.config import EnvironmentOption, Settings, environment_of
 from app.core.db.database import reading
 from app.core.db.models import utc_now
@@ -119,18 +119,6 @@ async def account_keys(db: AsyncSession, user: User) -> list[str]:
     known = {network_of(address) for address in await crud_login_sessions.addresses_of_user(db, user.id)}
     account = f"account:{user.uuid}"
     return [account, *(f"{account}@{network}" for network in sorted(known))]
-
-
-def network_of(address: str | None) -> str:
-    """What counts as one place: an IPv4 address, or an IPv6 network of 64 bits, which is what one customer gets."""
-    try:
-        parsed = ipaddress.ip_address(address or "")
-    except ValueError:
-        return "unknown"
-    if isinstance(parsed, ipaddress.IPv6Address):
-        mapped = parsed.ipv4_mapped
-        return str(mapped) if mapped else str(ipaddress.ip_network((parsed, 64), strict=False))
-    return str(parsed)
 
 
 def _from(client: Client) -> dict[str, str | None]:

@@ -8,7 +8,8 @@ import pytest
 from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from app.api.sign_in import FREE_FAILURES_OF_ACCOUNT, FREE_FAILURES_OF_ADDRESS, network_of
+from app.api.sign_in import FREE_FAILURES_OF_ACCOUNT, FREE_FAILURES_OF_ADDRESS
+from app.core.client_address import network_of
 from app.core.config import Settings
 from app.core.db.models import utc_now
 from app.crud import crud_login_throttle as throttle
