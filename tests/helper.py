@@ -16,6 +16,7 @@ from app.core.config import Settings
 from app.core.db.models import utc_now
 from app.core.db.outbox import ANY_DUE
 from app.core.security import create_access_token
+from app.core.utils.rate_limit.rules import FINGERPRINT
 from app.crud.crud_rate_limit import crud_rate_limits
 from app.crud.crud_tier import crud_tiers
 from app.crud.crud_users import crud_users
@@ -101,11 +102,11 @@ async def until_waited_for(db: AsyncSession) -> None:
 
 @contextmanager
 def counted_statements() -> Iterator[list[str]]:
-    """Every statement that is sent to PostgreSQL meanwhile, by this process; but for the cache's look at its outbox."""
+    """Every statement that is sent to PostgreSQL meanwhile, by this process; but for those that come with time."""
     statements: list[str] = []
 
     def note(connection: Any, cursor: Any, statement: str, *_: Any) -> None:
-        if statement != ANY_DUE.text:
+        if statement not in {ANY_DUE.text, FINGERPRINT.text}:
             statements.append(statement)
 
     event.listen(Engine, "before_cursor_execute", note)

@@ -32,6 +32,7 @@ MATRIX = {
     ("GET",    "/user/me"):                             (401,      200,   200,   401,     200),
     ("GET",    "/user/me/"):                            (401,      200,   200,   401,     200),
     ("POST",   "/user/me/password"):                    (401,      200,   200,   401,     200),
+    ("GET",    "/user/me/usage"):                       (401,      200,   200,   401,     200),
     ("GET",    "/user/me/sessions"):                    (401,      200,   200,   401,     200),
     ("DELETE", "/user/me/sessions"):                    (401,      200,   200,   401,     200),
     ("DELETE", "/user/me/sessions/{id}"):               (401,      200,   404,   401,     404),

@@ -22,6 +22,7 @@ from app.core.config import (
     FirstUserSettings,
     MetricsSettings,
     PostgresSettings,
+    ProxySettings,
     RedisCacheSettings,
     RedisQueueSettings,
     RedisRateLimiterSettings,
@@ -31,7 +32,6 @@ from app.core.config import (
 )
 from app.core.db import database
 from app.core.setup import create_application
-from app.core.utils import rate_limit
 from tests.conftest import client_of
 from tests.helper import create_superuser, create_user, signed_in
 
@@ -49,6 +49,7 @@ GROUPS: tuple[type[SettingsGroup], ...] = (
     RedisQueueSettings,
     RedisRateLimiterSettings,
     DefaultRateLimitSettings,
+    ProxySettings,
     SMTPSettings,
     MetricsSettings,
     EnvironmentSettings,
@@ -114,11 +115,15 @@ async def test_without_a_cache_there_is_no_connection_to_one(settings: Settings)
 
 
 async def test_without_a_rate_limiter_there_is_no_connection_to_one(settings: Settings) -> None:
-    async with running(without()):
-        assert rate_limit.client is not None
-    async with running(without(RedisRateLimiterSettings)) as (_, client):
+    async with running(without()) as (app, client):
+        assert app.state.rate_limiter.link.up
+        assert "RateLimit" in (await client.get("tiers")).headers
+        assert "/api/v1/user/me/usage" in paths_of(app)
+    async with running(without(RedisRateLimiterSettings)) as (app, client):
         assert "redis_rate_limit" not in await dependencies(client)
-        assert rate_limit.client is None
+        assert not hasattr(app.state, "rate_limiter")
+        assert "RateLimit" not in (await client.get("tiers")).headers
+        assert "/api/v1/user/me/usage" not in paths_of(app)
 
 
 async def test_without_client_side_caching_no_answer_says_what_to_keep(settings: Settings) -> None:

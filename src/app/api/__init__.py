@@ -1,7 +1,8 @@
 """The HTTP side of the app."""
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Depends
 
+from app.api.dependencies import limit_rate
 from app.api.v1 import (
     email_verification,
     health,
@@ -14,25 +15,40 @@ from app.api.v1 import (
     sessions,
     tasks,
     tiers,
+    usage,
     users,
 )
-from app.core.config import CryptSettings, PostgresSettings, RedisQueueSettings, SettingsGroup
+from app.core.config import (
+    CryptSettings,
+    PostgresSettings,
+    RedisQueueSettings,
+    RedisRateLimiterSettings,
+    SettingsGroup,
+)
 from app.core.mail import mail_is_on
+from app.core.openapi import problems
+from app.core.utils.rate_limit import RateLimited
 
 PREFIX = "/api/v1"
 
 
 def build_router(settings: SettingsGroup) -> APIRouter:
-    """The routes of version 1 that these settings switch on."""
+    """The routes of version 1 that these settings switch on, all but health limited."""
     router = APIRouter(prefix=PREFIX)
     router.include_router(health.router)
+    limited = APIRouter()
+    if settings.inherits(RedisRateLimiterSettings):
+        limited = APIRouter(dependencies=[Depends(limit_rate)], responses=problems(RateLimited))
     if settings.inherits(PostgresSettings, CryptSettings):
         # Before users: `/user/me/...` is not about a user who is called "me".
         for resource in (login, logout, sessions, passwords, users, tiers, rate_limits, security_events):
-            router.include_router(resource.router)
+            limited.include_router(resource.router)
+        if settings.inherits(RedisRateLimiterSettings):
+            limited.include_router(usage.router)
         if settings.inherits(RedisQueueSettings):
-            router.include_router(tasks.router)
+            limited.include_router(tasks.router)
             if mail_is_on(settings):
-                router.include_router(password_reset.router)
-                router.include_router(email_verification.router)
+                limited.include_router(password_reset.router)
+                limited.include_router(email_verification.router)
+    router.include_router(limited)
     return router

@@ -14,22 +14,22 @@ from fastapi.security import APIKeyCookie, OAuth2PasswordBearer
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from app.core.config import Settings
-from app.core.db.database import async_get_db, reading
-from app.core.exceptions.http_exceptions import Forbidden, Unauthorized, Unprocessable
+from app.core.db.database import DatabaseUnavailable, async_get_db, reading
+from app.core.exceptions.http_exceptions import Forbidden, Problem, Unauthorized, Unprocessable
 from app.core.exceptions.problem_response import request_id_of
 from app.core.schemas import MAX_ID, VisibleText
 from app.core.security import AccessToken, InvalidToken, decode_access_token
 from app.core.setup import Dependency
 from app.core.utils import queue
 from app.core.utils.cache import identify_caller
-from app.core.utils.rate_limit import route_templates
+from app.core.utils.rate_limit import EVERY_PATH, Limiter, limit, limited_paths, limits_routes
 from app.crud.crud_rate_limit import RateLimitNotFound, crud_rate_limits
 from app.crud.crud_security_event import Client
 from app.crud.crud_tier import TierNotFound, crud_tiers
 from app.crud.crud_users import UserNotFound, crud_users
 from app.crud.helper import Paging
 from app.models.job import JobNotFound, JobRead, may_see
-from app.models.rate_limit import EVERY_PATH, RateLimit, RateLimitCreate, RateLimitUpdate
+from app.models.rate_limit import RateLimit, RateLimitCreate, RateLimitUpdate
 from app.models.security_event import EventKind
 from app.models.tier import Tier, TierName
 from app.models.user import ExistingUsername, User
@@ -95,25 +95,68 @@ async def get_client(request: Request) -> Client:
 ClientDep = Annotated[Client, Depends(get_client)]
 
 
-async def get_access_token(request: Request, bearer: BearerToken, settings: SettingsDep) -> AccessToken | None:
-    """The verified access token, if there is one. A broken one is an error, never an anonymous caller."""
-    if len(request.headers.getlist("Authorization")) > (bearer is not None):
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who asks, as far as their `Authorization` header tells.
+
+    Attributes:
+        token: the verified access token.
+        user: whose it is.
+        problem: why it could not be verified. Routes that go by it say so; to others, nobody has signed in.
+    """
+
+    token: AccessToken | None = None
+    user: User | None = None
+    problem: Problem | None = None
+
+
+NOBODY = Caller()
+
+
+async def get_caller(request: Request) -> Caller:
+    """Who asks. One statement, before the request's own transaction; none for nobody.
+
+    Declares no security scheme, since every limited route has this, and most of them are open to all.
+    """
+    sent = request.headers.getlist("Authorization")
+    if not sent:
+        return NOBODY
+    try:
+        return await _signed_in(request, sent)
+    except (InvalidToken, DatabaseUnavailable) as problem:
+        return Caller(problem=problem)
+
+
+async def _signed_in(request: Request, sent: list[str]) -> Caller:
+    scheme, _, credentials = sent[0].partition(" ")
+    if scheme.lower() != "bearer" or len(sent) > 1:
         raise InvalidToken  # Another scheme, no scheme, or a second header that nobody would have looked at.
-    return None if bearer is None else decode_access_token(bearer, settings)
+    token = decode_access_token(credentials.strip(), request.app.state.settings)
+    async with reading() as db:
+        user = await crud_users.get_signed_in(db, token.user_uuid, token.session_id, token.jti)
+    if user is None:
+        raise InvalidToken
+    return Caller(token, user)
+
+
+CallerDep = Annotated[Caller, Depends(get_caller)]
+
+
+async def get_access_token(caller: CallerDep, _: BearerToken) -> AccessToken | None:
+    """The verified access token, if there is one. A broken one is an error, never an anonymous caller."""
+    if caller.problem is not None:
+        raise caller.problem
+    return caller.token
 
 
 OptionalToken = Annotated[AccessToken | None, Depends(get_access_token)]
 
 
-async def get_optional_user(request: Request, token: OptionalToken) -> User | None:
-    """The signed-in user, or nobody. One statement, before the request's own transaction; none for nobody."""
-    if token is None:
-        return None
-    async with reading() as db:
-        user = await crud_users.get_signed_in(db, token.user_uuid, token.session_id, token.jti)
-    if user is None:
-        raise InvalidToken
-    identify_caller(request, user.uuid, token.session_id, user.is_superuser, user.tier_id)
+async def get_optional_user(request: Request, caller: CallerDep, token: OptionalToken) -> User | None:
+    """The signed-in user, or nobody."""
+    user = caller.user
+    if token is not None and user is not None:
+        identify_caller(request, user.uuid, token.session_id, user.is_superuser, user.tier_id)
     return user
 
 
@@ -148,6 +191,24 @@ async def get_current_superuser(user: CurrentUser) -> User:
 
 
 CurrentSuperuser = Annotated[User, Depends(get_current_superuser)]
+
+
+@limits_routes
+async def limit_rate(request: Request, caller: CallerDep) -> None:
+    """Counts the request: under its user, or else under the address it comes from."""
+    if caller.user is not None:
+        await limit(request, caller.user.id, caller.user.tier_id)
+    else:
+        await limit(request)
+
+
+async def get_rate_limiter(request: Request) -> Limiter:
+    """What counts requests."""
+    limiter: Limiter = request.app.state.rate_limiter
+    return limiter
+
+
+RateLimiterDep = Annotated[Limiter, Depends(get_rate_limiter)]
 
 
 class CrossSiteRequest(Forbidden):
@@ -314,14 +375,14 @@ def require_known_path(app_paths: list[str], path: str) -> None:
 
 async def get_rate_limit_create(request: Request, _: CurrentSuperuser, values: RateLimitCreate) -> RateLimitCreate:
     """A new rule, for a path that exists."""
-    require_known_path(route_templates(request.app), values.path)
+    require_known_path(limited_paths(request.app), values.path)
     return values
 
 
 async def get_rate_limit_update(request: Request, _: CurrentSuperuser, values: RateLimitUpdate) -> RateLimitUpdate:
     """A changed rule, for a path that exists."""
     if "path" in values.model_fields_set:
-        require_known_path(route_templates(request.app), values.path)
+        require_known_path(limited_paths(request.app), values.path)
     return values
 
 

@@ -21,7 +21,9 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
+from app.core.client_address import TrustedProxies
 from app.core.keyring import Keyring, keyring, parse_key
+from app.core.utils.redis_link.address import parse as parse_redis_url
 
 ENV_FILE = Path(os.environ.get("ENV_FILE") or Path(__file__).resolve().parents[2] / ".env")
 
@@ -256,14 +258,28 @@ def _redis_url(url: SecretStr | None, host: str, port: int) -> str:
 
 
 def _is_redis(url: SecretStr) -> SecretStr:
-    if not url.get_secret_value().startswith(("redis://", "rediss://", "unix://")):
-        raise ValueError("not a Redis URL")
+    if parse_redis_url(url.get_secret_value()).kind:
+        raise ValueError("not a single server")
+    return url
+
+
+def _is_redis_of_any_kind(url: SecretStr) -> SecretStr:
+    parse_redis_url(url.get_secret_value())
     return url
 
 
 RedisUrl = Annotated[
     Annotated[SecretStr, AfterValidator(_is_redis)] | None,
     Field(description="of the form redis://user:password@host:port/0 (rediss:// for TLS, unix:// for a socket)"),
+]
+
+
+AnyRedisUrl = Annotated[
+    Annotated[SecretStr, AfterValidator(_is_redis_of_any_kind)] | None,
+    Field(
+        description="of the form redis://user:password@host:port/0 (rediss:// for TLS, unix:// for a socket), "
+        "redis+cluster://user:password@host:port,host:port or redis+sentinel://user:password@host:port,host:port/name"
+    ),
 ]
 
 
@@ -284,6 +300,13 @@ class ClientSideCacheSettings(SettingsGroup):
     """Switches the `Cache-Control` middleware."""
 
     CLIENT_CACHE_MAX_AGE: int = Field(60, ge=0, le=31_536_000, description="a number of seconds, 0 to a year")
+
+
+def _items(value: Any) -> list[str]:
+    """The items of a list: comma-separated, or JSON, or one already."""
+    if isinstance(value, str):
+        value = json.loads(value) if value.lstrip().startswith("[") else value.split(",")
+    return [text for item in value if (text := str(item).strip())]
 
 
 _ORIGIN = re.compile(r"(https?)://([a-z0-9._-]+|\[[0-9a-f:.]+\])(?::([0-9]{1,5}))?")
@@ -317,9 +340,7 @@ class CORSSettings(SettingsGroup):
     @field_validator("CORS_ORIGINS", mode="before")
     @classmethod
     def _read_list(cls, value: Any) -> Any:
-        if isinstance(value, str):
-            value = json.loads(value) if value.lstrip().startswith("[") else value.split(",")
-        return [_origin(text) for item in value if (text := str(item).strip())]
+        return [_origin(item) for item in _items(value)]
 
     @model_validator(mode="after")
     def _refuse_credentials_for_everybody(self) -> Self:
@@ -341,12 +362,21 @@ class RedisQueueSettings(SettingsGroup):
         return _redis_url(self.REDIS_QUEUE_URL, self.REDIS_QUEUE_HOST, self.REDIS_QUEUE_PORT)
 
 
+class RateLimitMode(StrEnum):
+    """Whether requests over their limit are refused, only reported, or nothing is counted at all."""
+
+    ENFORCE = "enforce"
+    SHADOW = "shadow"
+    OFF = "off"
+
+
 class RedisRateLimiterSettings(SettingsGroup):
-    """Switches the rate limiter's connection. `REDIS_RATE_LIMIT_URL` wins over the parts."""
+    """Switches the rate limiter. `REDIS_RATE_LIMIT_URL` wins over the parts."""
 
     REDIS_RATE_LIMIT_HOST: str = "localhost"
     REDIS_RATE_LIMIT_PORT: Port = 6379
-    REDIS_RATE_LIMIT_URL: RedisUrl = None
+    REDIS_RATE_LIMIT_URL: AnyRedisUrl = None
+    RATE_LIMIT_MODE: RateLimitMode = Field(RateLimitMode.ENFORCE, description="one of enforce, shadow, off")
 
     @property
     def redis_rate_limit_url(self) -> str:
@@ -359,6 +389,35 @@ class DefaultRateLimitSettings(SettingsGroup):
 
     DEFAULT_RATE_LIMIT_LIMIT: PositiveInt = Field(100, description="a number of requests, 1 or more")
     DEFAULT_RATE_LIMIT_PERIOD: PositiveInt = Field(60, description="a number of seconds, 1 or more")
+
+
+class ProxySettings(SettingsGroup):
+    """Switches the reading of `X-Forwarded-For`: whose word counts about where a request comes from."""
+
+    TRUSTED_PROXIES: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="a comma-separated list of the networks and addresses of your proxies, such as 10.0.0.0/8; "
+        "unix for those that connect through a socket",
+    )
+    TRUSTED_PROXY_HOPS: int = Field(
+        1, ge=1, le=10, description="the number of proxies that a request passes one after the other, 1 to 10"
+    )
+
+    @field_validator("TRUSTED_PROXIES", mode="before")
+    @classmethod
+    def _read_list(cls, value: Any) -> Any:
+        return _items(value)
+
+    @field_validator("TRUSTED_PROXIES")
+    @classmethod
+    def _are_networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        TrustedProxies(value, 1)
+        return value
+
+    @property
+    def trusted_proxies(self) -> TrustedProxies:
+        """The proxies, as `ClientAddressMiddleware` needs them."""
+        return TrustedProxies(self.TRUSTED_PROXIES, self.TRUSTED_PROXY_HOPS)
 
 
 class MetricsSettings(SettingsGroup):
@@ -416,6 +475,7 @@ class Settings(
     RedisQueueSettings,
     RedisRateLimiterSettings,
     DefaultRateLimitSettings,
+    ProxySettings,
     SMTPSettings,
     MetricsSettings,
     EnvironmentSettings,

@@ -8,7 +8,7 @@ from fastapi import FastAPI
 from app.core.exceptions.http_exceptions import Problem
 from app.core.exceptions.problem_response import MEDIA_TYPE
 from app.core.schemas import ProblemDetails
-from app.core.utils.rate_limit import route_templates
+from app.core.utils.rate_limit import EVERY_PATH, limited_paths
 
 # `openapi_extra=` of a route that also answers those who are not signed in.
 SIGN_IN_OPTIONAL: dict[str, Any] = {"security": [{}]}
@@ -47,7 +47,7 @@ def add_openapi(app: FastAPI) -> None:
                 for status, description in _ALWAYS.items():
                     if MEDIA_TYPE not in operation["responses"].get(status, {}).get("content", {}):
                         operation["responses"][status] = {"description": description, **_PROBLEM}
-            _name_the_paths(schemas, [*route_templates(app), "*"])
+            _name_the_paths(schemas, [*limited_paths(app), EVERY_PATH])
         return app.openapi_schema or {}
 
     app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way to extend it

@@ -70,3 +70,9 @@ def _limits_forms(router: APIRouter) -> bool:
 def add_route_table(app: FastAPI) -> None:
     """Puts a table of the app's routes before them."""
     app.router.routes.insert(0, RouteTable(app))
+
+
+def route_of(scope: Scope) -> Any | None:
+    """The route that was found, with all that its including routers add, or None where FastAPI does not route."""
+    route = scope.get("fastapi", {}).get("effective_route_context") or scope.get("route")
+    return route if hasattr(route, "dependant") else None

@@ -8,7 +8,6 @@ from typing import Any
 
 from fastapi import APIRouter, FastAPI
 from fastapi.params import Depends
-from redis.asyncio import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from sqlalchemy import text
@@ -24,6 +23,7 @@ from app.core.config import (
     EnvironmentSettings,
     MetricsSettings,
     PostgresSettings,
+    ProxySettings,
     RedisCacheSettings,
     RedisQueueSettings,
     RedisRateLimiterSettings,
@@ -40,16 +40,18 @@ from app.core.exceptions.problem_response import add_problem_handlers, answer_to
 from app.core.metrics import add_metrics
 from app.core.openapi import add_openapi
 from app.core.route_table import add_route_table
-from app.core.utils import queue, rate_limit
+from app.core.utils import queue
 from app.core.utils.cache import check_cached_routes, open_cache
+from app.core.utils.rate_limit import open_rate_limiter
+from app.core.utils.redis_link import AnyLink
 from app.middleware.body_limit_middleware import BodyLimitMiddleware
+from app.middleware.client_address_middleware import ClientAddressMiddleware
 from app.middleware.client_cache_middleware import ClientCacheMiddleware
 from app.middleware.cors_middleware import CORSMiddleware
 from app.middleware.error_middleware import ErrorMiddleware
 from app.middleware.head_middleware import HeadMiddleware
+from app.middleware.rate_limit_middleware import RateLimitMiddleware
 from app.middleware.request_context_middleware import RequestContextMiddleware
-
-REDIS_TIMEOUT = 2.0  # seconds, to connect and to answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +137,8 @@ def _add_middleware(app: FastAPI, settings: SettingsGroup) -> None:
     if isinstance(settings, AppSettings):
         app.add_middleware(BodyLimitMiddleware, max_bytes=settings.MAX_BODY_BYTES)
     app.add_middleware(ErrorMiddleware)
+    if isinstance(settings, RedisRateLimiterSettings):
+        app.add_middleware(RateLimitMiddleware)
     if isinstance(settings, CORSSettings) and settings.CORS_ORIGINS:
         # Around whatever can refuse or fail: a page of another origin cannot read an error without these headers.
         app.add_middleware(
@@ -146,6 +150,8 @@ def _add_middleware(app: FastAPI, settings: SettingsGroup) -> None:
         app.add_middleware(
             ClientCacheMiddleware, max_age=settings.CLIENT_CACHE_MAX_AGE, credentials=app.state.credentials
         )
+    if isinstance(settings, ProxySettings):
+        app.add_middleware(ClientAddressMiddleware, proxies=settings.trusted_proxies)
 
 
 @asynccontextmanager
@@ -153,6 +159,7 @@ async def _lifespan(app: FastAPI, inner: Any) -> AsyncIterator[Any]:
     settings: SettingsGroup = app.state.settings
     async with AsyncExitStack() as stack:
         found: list[Dependency] = []
+        links: dict[str, AnyLink] = {}  # by address: of one server that hangs, that is found out once
         if isinstance(settings, PostgresSettings):
             stack.push_async_callback(close_database, open_database(settings))
             # Not from the pool: when requests wait for its connections, the server is busy, and not unready.
@@ -165,11 +172,13 @@ async def _lifespan(app: FastAPI, inner: Any) -> AsyncIterator[Any]:
                 open_cache(settings, durable=isinstance(settings, PostgresSettings))
             )
             stack.callback(delattr, app.state, "cache")
+            links[settings.redis_cache_url] = app.state.cache.store.link
             found.append(Dependency("redis_cache", app.state.cache.ping))
         if isinstance(settings, RedisRateLimiterSettings):
-            rate_limit.client = await stack.enter_async_context(_redis_client(settings.redis_rate_limit_url))
-            stack.callback(setattr, rate_limit, "client", None)
-            found.append(Dependency("redis_rate_limit", rate_limit.client.ping))
+            shared = links.get(settings.redis_rate_limit_url)
+            app.state.rate_limiter = await stack.enter_async_context(open_rate_limiter(settings, shared))
+            stack.callback(delattr, app.state, "rate_limiter")
+            found.append(Dependency("redis_rate_limit", app.state.rate_limiter.ping))
         if isinstance(settings, RedisQueueSettings):
             pool = await queue.open_queue(settings)
             stack.push_async_callback(queue.close_queue, pool)
@@ -179,11 +188,6 @@ async def _lifespan(app: FastAPI, inner: Any) -> AsyncIterator[Any]:
         if isinstance(settings, ClientSideCacheSettings):
             app.state.credentials |= credential_headers(app)
         yield await stack.enter_async_context(inner(app)) if inner else None
-
-
-def _redis_client(url: str) -> Redis:
-    client: Redis = Redis.from_url(url, socket_connect_timeout=REDIS_TIMEOUT, socket_timeout=REDIS_TIMEOUT)
-    return client
 
 
 async def _select_1(engine: AsyncEngine) -> None:

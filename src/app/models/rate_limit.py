@@ -1,17 +1,17 @@
 """A rate limit: how often a tier's users may call a route."""
 
-from typing import Annotated
+from typing import Annotated, Any, Self
 
 from pydantic import Field as PydanticField
 from pydantic import StringConstraints
-from sqlalchemy import CheckConstraint, UniqueConstraint
+from sqlalchemy import CheckConstraint, UniqueConstraint, text
+from sqlalchemy.dialects.postgresql import JSONB
 from sqlmodel import Field
 
 from app.core.config import DefaultRateLimitSettings
 from app.core.db.models import TimestampMixin
 from app.core.schemas import RequestModel, ResponseModel, VisibleText, may_be_omitted
-
-EVERY_PATH = "*"
+from app.core.utils.rate_limit import EVERY_PATH, Rule, Usage
 
 RateLimitName = Annotated[str, VisibleText(50)]
 # Which paths there are is known to the running app only: see `require_known_path`.
@@ -36,6 +36,23 @@ class RateLimit(TimestampMixin, table=True):
     path: str = Field(max_length=255)
     limit: int
     period: int
+    additional_windows: list[dict[str, Any]] = Field(
+        default_factory=list, sa_type=JSONB, sa_column_kwargs={"server_default": text("'[]'::jsonb")}
+    )
+
+
+class RateLimitWindow(RequestModel):
+    """One more window of a rule, such as a day beside a minute."""
+
+    limit: Limit
+    period: Period
+
+
+AdditionalWindows = Annotated[
+    list[RateLimitWindow], PydanticField(max_length=3, description="All of a rule's windows have to have room.")
+]
+# Most rules have none, and then nothing is said about them.
+ShownWindows = Annotated[list[RateLimitWindow], PydanticField(exclude_if=lambda windows: not windows)]
 
 
 class RateLimitCreate(RequestModel):
@@ -43,6 +60,7 @@ class RateLimitCreate(RequestModel):
     path: RoutePath
     limit: Limit
     period: Period
+    additional_windows: AdditionalWindows = PydanticField(default_factory=list)
 
 
 class RateLimitUpdate(RequestModel):
@@ -50,6 +68,7 @@ class RateLimitUpdate(RequestModel):
     path: RoutePath = may_be_omitted()
     limit: Limit = may_be_omitted()
     period: Period = may_be_omitted()
+    additional_windows: AdditionalWindows = may_be_omitted()
 
 
 class RateLimitRead(ResponseModel):
@@ -59,6 +78,7 @@ class RateLimitRead(ResponseModel):
     path: str
     limit: int
     period: int
+    additional_windows: ShownWindows = PydanticField(default_factory=list)
 
 
 class EffectiveRateLimit(ResponseModel):
@@ -68,6 +88,33 @@ class EffectiveRateLimit(ResponseModel):
     path: str
     limit: int
     period: int
+    additional_windows: ShownWindows = PydanticField(default_factory=list)
+
+
+class RateLimitUsage(ResponseModel):
+    """How a caller stands with one window of a rule."""
+
+    name: str
+    path: str
+    limit: int
+    period: int
+    used: int = PydanticField(description="In the period that ends now.")
+    remaining: int
+    reset: int = PydanticField(description="Seconds until some of what is used is free again; 0 when nothing is.")
+
+    @classmethod
+    def of(cls, rule: Rule, usage: Usage) -> Self:
+        """As the limiter tells it."""
+        window = usage.window
+        return cls(
+            name=rule.name,
+            path=rule.path,
+            limit=window.limit,
+            period=window.period,
+            used=usage.used,
+            remaining=usage.remaining,
+            reset=usage.reset,
+        )
 
 
 def effective_rate_limits(

@@ -425,7 +425,7 @@ async def test_a_tier_id_is_a_positive_whole_number(
 async def test_the_default_applies_where_no_rule_does(
     client: httpx2.AsyncClient, db: AsyncSession, settings: Settings
 ) -> None:
-    default = {"name": "default", "path": "*", "limit": 100, "period": 60}
+    default = {"name": "default", "path": "*", "limit": settings.DEFAULT_RATE_LIMIT_LIMIT, "period": 60}
     tier = await create_tier(db)
     loner, member = await create_user(db, username="loner"), await create_user(db, username="member", tier_id=tier.id)
 

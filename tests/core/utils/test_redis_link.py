@@ -16,8 +16,8 @@ import pytest
 from redis import Redis
 from structlog.testing import capture_logs
 
-from app.core.utils import redis_link
 from app.core.utils.redis_link import Link, LinkDown, Refused, Script
+from app.core.utils.redis_link import link as redis_link
 from scripts.embedded import Valkey, free_port, scratch_folder
 
 pytestmark = pytest.mark.anyio

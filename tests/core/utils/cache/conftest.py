@@ -15,6 +15,7 @@ from app.core.config import AppSettings, RedisCacheSettings, SettingsGroup
 from app.core.setup import create_application
 from app.core.utils.cache.entry import Entry
 from app.core.utils.cache.store import NOTES
+from app.core.utils.rate_limit.rules import PREFIX
 from scripts.embedded import Valkey
 from tests.conftest import client_of
 
@@ -30,8 +31,8 @@ class Stored:
         self.client = client
 
     def all_keys(self) -> set[str]:
-        """Every key, but for the notes of what was invalidated."""
-        return {key.decode() for key in self.client.keys("*")} - {NOTES}
+        """Every key of the cache, but for the notes of what was invalidated."""
+        return {key.decode() for key in self.client.keys("*") if not key.startswith(PREFIX + b":")} - {NOTES}
 
     def seconds_left(self, key: str) -> float:
         """How long a key is kept."""

@@ -11,6 +11,7 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 
 from app.core.config import Settings
 from app.core.utils.cache import invalidation
+from app.core.utils.rate_limit import keeper
 from scripts.embedded import Valkey
 from tests.core.utils.cache.conftest import states
 from tests.helper import counted_statements, create_rate_limit, create_tier, create_user
@@ -29,8 +30,10 @@ PATHS = (
 
 @pytest.fixture
 def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is asked but by requests."""
+    """Nothing is asked but by requests, and by the cache."""
     monkeypatch.setattr(invalidation, "TICK", 1_000)
+    monkeypatch.setattr(keeper, "LOOK", 1_000)
+    monkeypatch.setenv("RATE_LIMIT_MODE", "off")
 
 
 @pytest.fixture

@@ -32,11 +32,11 @@ from app.core.db.outbox import Targets
 from app.core.exceptions.cache_exceptions import MissingClientError
 from app.core.exceptions.http_exceptions import Conflict
 from app.core.setup import create_application
-from app.core.utils import redis_link
 from app.core.utils.cache import cache, invalidate, invalidate_on_commit, invalidation, open_cache, opened
 from app.core.utils.cache.invalidation import Invalidator, write_down
 from app.core.utils.cache.store import Store
 from app.core.utils.redis_link import Link, LinkDown
+from app.core.utils.redis_link import link as redis_link
 from app.models.tier import Tier
 from scripts.embedded import Postgres, Valkey, free_port
 from tests.conftest import connect

@@ -12,12 +12,12 @@ from typing import Any, cast
 import pytest
 from redis import Redis
 
-from app.core.utils import redis_link
 from app.core.utils.cache import scripts, server_clock
 from app.core.utils.cache import store as store_module
 from app.core.utils.cache.server_clock import CLOCK_SLACK, ServerClock
 from app.core.utils.cache.store import ANY_PATTERN, NOTES, Held, Lease, Store
 from app.core.utils.redis_link import Link, LinkDown, Refused
+from app.core.utils.redis_link import link as redis_link
 from scripts.embedded import Valkey, free_port, scratch_folder
 from tests.core.utils.test_redis_link import (
     PATIENT,

@@ -13,12 +13,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from app.core.exceptions.cache_exceptions import InvalidRequestError
+from app.core.route_table import route_of
 from app.core.utils.cache.keys import Template, id_source
 from app.core.utils.cache.metrics import Meter
 from app.core.utils.cache.opened import cache_of
 from app.core.utils.cache.plan import Endpoint, Plan
 from app.core.utils.cache.reading import Reading
-from app.core.utils.cache.route import route_of
 
 _READING: Final = {"GET", "HEAD"}
 _REQUEST, _RESPONSE = "_cache_request", "_cache_response"  # injected where a handler does not ask for them

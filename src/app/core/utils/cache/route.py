@@ -13,7 +13,6 @@ from fastapi.security import APIKeyCookie, APIKeyHeader
 from fastapi.security.base import SecurityBase
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.types import Scope
 
 from app.core.credential_headers import ALWAYS
 
@@ -35,12 +34,6 @@ class Inputs:
     cookies: bool = False
     unknown: bool = False
     signed_in: bool = False
-
-
-def route_of(scope: Scope) -> Any | None:
-    """The route with all that its including routers add, or None where FastAPI does not route."""
-    route = scope.get("fastapi", {}).get("effective_route_context") or scope.get("route")
-    return route if hasattr(route, "dependant") else None
 
 
 class InputsOf:

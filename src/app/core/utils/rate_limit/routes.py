@@ -1,23 +1,37 @@
-"""Rate limits: the connection to Redis/Valkey, and the routes that a rule can name."""
+"""Which routes are limited, and so can be named by a rule."""
+
+from collections.abc import Callable, Iterator
+from typing import Any, Final, TypeVar
 
 from fastapi import FastAPI
+from fastapi.dependencies.models import Dependant
 from fastapi.routing import APIRoute, iter_route_contexts
-from redis.asyncio import Redis
 
-# Set while an app with `RedisRateLimiterSettings` runs.
-client: Redis | None = None
+_LIMITS: Final = "__rate_limits__"
+
+DependencyT = TypeVar("DependencyT", bound=Callable[..., Any])
 
 
-def route_templates(app: FastAPI) -> list[str]:
-    """The documented paths of an app with all their prefixes, such as `/api/v1/user/{username}`, sorted.
+def limits_routes(dependency: DependencyT) -> DependencyT:
+    """Marks a dependency as one that counts requests: routes that have it are those that rules can name."""
+    setattr(dependency, _LIMITS, True)
+    return dependency
+
+
+def limited_paths(app: FastAPI) -> list[str]:
+    """The documented templates of the limited routes with all prefixes, such as `/api/v1/user/{username}`, sorted.
 
     FastAPI keeps included routers as a tree, in which a route does not know its prefix.
     """
-    contexts = iter_route_contexts(app.routes)
-    return sorted(
-        {
-            context.path
-            for context in contexts
-            if isinstance(context.original_route, APIRoute) and context.path and context.include_in_schema
-        }
-    )
+    return sorted({context.path for context in _documented(app) if is_limited(context.dependant)})
+
+
+def _documented(app: FastAPI) -> Iterator[Any]:
+    for context in iter_route_contexts(app.routes):
+        if isinstance(context.original_route, APIRoute) and context.path and context.include_in_schema:
+            yield context
+
+
+def is_limited(dependant: Dependant) -> bool:
+    """Whether a dependency that counts requests is among these."""
+    return any(hasattr(other.call, _LIMITS) or is_limited(other) for other in dependant.dependencies)

@@ -1,0 +1,147 @@
+"""The rules, compiled: which one applies to a tier's callers on a route is two look-ups in memory."""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+from urllib.parse import quote
+
+from sqlalchemy import text
+
+from app.core.config import DefaultRateLimitSettings, SettingsGroup
+from app.core.db.database import reading
+from app.core.utils.rate_limit.metrics import Meter
+
+EVERY_PATH: Final = "*"
+PREFIX: Final = b"rate"
+
+# Not through `app.models`: core points down only, and whoever leaves our models out has no such table.
+_RULES = text('SELECT tier_id, name, path, "limit", period, additional_windows FROM rate_limit ORDER BY id')
+# Changes whenever any of them does, by whatever hand.
+FINGERPRINT = text("SELECT md5(coalesce(string_agg(rate_limit::text, chr(10) ORDER BY id), '')) FROM rate_limit")
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """So many requests in any so many seconds."""
+
+    limit: int
+    period: int
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """A rule, with all that a request needs of it made once.
+
+    Attributes:
+        name: what its administrators call it.
+        path: a route template, or `*` for all that have no rule of their own. Names the bucket.
+        windows: all of them have to have room.
+        suffixes: of the keys, two for each window.
+        numbers: limit and period in microseconds of each window, as the script takes them.
+        policies: the windows' names in the `RateLimit` headers.
+        policy_header: the whole `RateLimit-Policy`.
+        meter: its metrics.
+    """
+
+    name: str
+    path: str
+    windows: tuple[Window, ...]
+    suffixes: tuple[bytes, ...] = field(init=False)
+    numbers: tuple[int, ...] = field(init=False)
+    policies: tuple[bytes, ...] = field(init=False)
+    policy_header: bytes = field(init=False)
+    meter: Meter = field(init=False, compare=False)
+
+    def __post_init__(self) -> None:
+        buckets = [f"{canonical(self.path)}:{window.period}".encode() for window in self.windows]
+        # A quoted string of RFC 9651 is printable ASCII; windows after the first are told apart by their period.
+        names = [quote(self.name, safe=" !#$&'()*+,-./:;<=>?@[]^_`{|}~")]
+        names += [f"{names[0]}-{window.period}s" for window in self.windows[1:]]
+        policies = tuple(f'"{name}"'.encode() for name in names)
+        items = [b"%b;q=%d;w=%d" % (name, *_pair(window)) for name, window in zip(policies, self.windows, strict=True)]
+        for name, value in (
+            ("suffixes", tuple(bucket + form for bucket in buckets for form in (b":log", b":sub"))),
+            ("numbers", tuple(n for window in self.windows for n in (window.limit, window.period * 1_000_000))),
+            ("policies", policies),
+            ("policy_header", b", ".join(items)),
+            ("meter", Meter(self.path)),
+        ):
+            object.__setattr__(self, name, value)
+
+    def keys(self, subject: str) -> tuple[bytes, ...]:
+        """The keys of a subject's windows. The subject is their hash tag: a cluster keeps all of them together."""
+        prefix = b"%b:{%b}:" % (PREFIX, subject.encode())
+        return tuple([prefix + suffix for suffix in self.suffixes])
+
+
+def _pair(window: Window) -> tuple[int, int]:
+    return window.limit, window.period
+
+
+def canonical(path: str) -> str:
+    """A template under which one route with and without a slash at its end is the same."""
+    return path.rstrip("/") or "/"
+
+
+class Rules:
+    """All rules at one moment."""
+
+    def __init__(self, of_tiers: Mapping[int, Iterable[Rule]], default: Rule | None) -> None:
+        """
+        Args:
+            of_tiers: each tier's rules.
+            default: for callers without a tier, and for what no rule of a tier names. None: no limit.
+        """
+        self._default = default
+        self._of_tiers = {tier: {canonical(rule.path): rule for rule in rules} for tier, rules in of_tiers.items()}
+
+    def find(self, tier_id: int | None, path: str) -> Rule | None:
+        """The rule for a route: the tier's for its template, else the tier's for every path, else the default."""
+        mine = self._of_tiers.get(tier_id) if tier_id is not None else None
+        if mine is None:
+            return self._default
+        return mine.get(path) or mine.get(EVERY_PATH) or self._default
+
+    def all_of(self, tier_id: int | None) -> list[Rule]:
+        """Every rule that can apply to callers of this tier."""
+        mine = self._of_tiers.get(tier_id, {}) if tier_id is not None else {}
+        default = [] if self._default is None or EVERY_PATH in mine else [self._default]
+        return [*(mine[path] for path in sorted(mine)), *default]
+
+
+def default_rule(settings: SettingsGroup) -> Rule | None:
+    """The rule of `DefaultRateLimitSettings`, when the settings have them."""
+    if not isinstance(settings, DefaultRateLimitSettings):
+        return None
+    window = Window(settings.DEFAULT_RATE_LIMIT_LIMIT, settings.DEFAULT_RATE_LIMIT_PERIOD)
+    return Rule("default", EVERY_PATH, (window,))
+
+
+async def load_rules(default: Rule | None) -> Rules:
+    """The rules in the database. Raises: DatabaseUnavailable, and what PostgreSQL says when there is no such table."""
+    async with reading() as db:
+        rows = (await (await db.connection()).execute(_RULES)).all()
+    of_tiers: dict[int, list[Rule]] = {}
+    for tier_id, name, path, limit, period, more in rows:
+        windows = [Window(limit, period), *(Window(**window) for window in _decoded(more))]
+        of_tiers.setdefault(tier_id, []).append(Rule(name, path, _distinct(windows)))
+    return Rules(of_tiers, default)
+
+
+async def fingerprint() -> str:
+    """What changes when the rules in the database do."""
+    async with reading() as db:
+        return str(await (await db.connection()).scalar(FINGERPRINT))
+
+
+def _distinct(windows: list[Window]) -> tuple[Window, ...]:
+    """Of windows of the same period, which would count as one, the strictest."""
+    strictest: dict[int, Window] = {}
+    for window in windows:
+        strictest[window.period] = min(window, strictest.get(window.period, window), key=lambda one: one.limit)
+    return tuple(strictest.values())
+
+
+def _decoded(value: Any) -> Any:
+    return json.loads(value) if isinstance(value, str) else value  # Without a type, asyncpg leaves JSON as it is.
