@@ -23,12 +23,13 @@ class Meter:
     """The metrics of one rule's path, looked up once."""
 
     def __init__(self, path: str) -> None:
-        self._counters = {
-            (result, in_process): REQUESTS.labels(path, result, "process" if in_process else "redis")
-            for result in ("allowed", "refused", "would_refuse")
-            for in_process in (False, True)
-        }
+        self._path = path
+        self._counters: dict[tuple[str, bool], Counter] = {}
 
     def count(self, result: str, *, in_process: bool) -> None:
         """One request more."""
-        self._counters[result, in_process].inc()
+        counter = self._counters.get((result, in_process))
+        if counter is None:
+            counter = REQUESTS.labels(self._path, result, "process" if in_process else "redis")
+            self._counters[result, in_process] = counter
+        counter.inc()
