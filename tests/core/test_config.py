@@ -260,3 +260,13 @@ def test_the_example_names_every_setting() -> None:
     example = (Path(__file__).parents[2] / "src" / ".env.example").read_text()
     named = set(re.findall(r"(?m)^(?:# )?([A-Z][A-Z0-9_]+)=", example))
     assert named == set(Settings.model_fields) | {"EMBEDDED_SERVICES"}
+
+
+def test_no_two_groups_share_the_name_of_a_validator() -> None:
+    """Pydantic keeps one of each name: the other variable would be read by nobody, and only in the whole `Settings`."""
+    names: list[str] = []
+    for group in Settings.__bases__:
+        decorators = group.__pydantic_decorators__  # type: ignore[attr-defined]  # of a type, for all mypy knows
+        names += [*decorators.field_validators, *decorators.model_validators]
+    assert len(names) > 5
+    assert sorted(names) == sorted(set(names))

@@ -2,6 +2,7 @@
 
 import ipaddress
 from collections.abc import Collection, Sequence
+from functools import lru_cache
 from typing import Final
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -78,6 +79,7 @@ def parse_address(text: str) -> Address | None:
     return (isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped) or address
 
 
+@lru_cache(maxsize=4096)  # Every request that is counted under an address asks this, and most addresses come again.
 def network_of(address: str | None) -> str:
     """What counts as one place: an IPv4 address, or an IPv6 network of 64 bits, which is what one customer gets."""
     parsed = parse_address(address or "")

@@ -339,7 +339,7 @@ class CORSSettings(SettingsGroup):
 
     @field_validator("CORS_ORIGINS", mode="before")
     @classmethod
-    def _read_list(cls, value: Any) -> Any:
+    def _read_origins(cls, value: Any) -> Any:
         return [_origin(item) for item in _items(value)]
 
     @model_validator(mode="after")
@@ -405,7 +405,7 @@ class ProxySettings(SettingsGroup):
 
     @field_validator("TRUSTED_PROXIES", mode="before")
     @classmethod
-    def _read_list(cls, value: Any) -> Any:
+    def _read_networks(cls, value: Any) -> Any:
         return _items(value)
 
     @field_validator("TRUSTED_PROXIES")

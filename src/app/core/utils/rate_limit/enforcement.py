@@ -66,8 +66,9 @@ async def limit(request: HTTPConnection, user_id: int | None = None, tier_id: in
     headers = request.scope["state"][HEADERS] = _headers(decision)
     if decision.wait and limiter.mode is RateLimitMode.ENFORCE:
         headers.append((b"retry-after", b"%d" % decision.wait))
-        violated = [policy.decode().strip('"') for policy in rule.policies]
-        raise RateLimited(f"Too many requests. Try again in {decision.wait} s.", violated_policies=violated)
+        raise RateLimited(
+            f"Too many requests. Try again in {decision.wait} s.", violated_policies=_violated(decision, cost)
+        )
 
 
 def user_subject(user_id: int) -> str:
@@ -83,6 +84,14 @@ def address_subject(request: HTTPConnection) -> str:
 def template_of(request: HTTPConnection) -> str:
     """The template of the route that was found, with all prefixes, as rules name it."""
     return canonical(getattr(route_of(request.scope), "path", None) or request.scope["path"])
+
+
+def _violated(decision: Decision, cost: int) -> list[str]:
+    return [
+        policy.decode().strip('"')
+        for policy, usage in zip(decision.rule.policies, decision.usages, strict=True)
+        if usage.remaining < min(cost, usage.window.limit)
+    ]
 
 
 def _headers(decision: Decision) -> list[tuple[bytes, bytes]]:
