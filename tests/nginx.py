@@ -1,4 +1,4 @@
-"""A real nginx that caches what a server answers, as a careless operator would have it do."""
+"""A real nginx before a server or several. It caches, as a careless operator would have it do, or says who asks."""
 
 import os
 import shutil
@@ -17,6 +17,15 @@ from tests.processes import wait_for_answer
 NGINX = shutil.which("nginx", path=os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin"]))
 
 # A 200 that says nothing else is kept for a minute. Nothing is said about Vary, credentials or cookies.
+CACHING = """
+      proxy_cache answers;
+      proxy_cache_valid 200 1m;
+      add_header X-Proxy-Cache $upstream_cache_status always;
+"""
+# What the client has sent is passed on, with its address at the right.
+FORWARDING = """
+      proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for;
+"""
 CONFIG = """
 daemon off;
 {user}
@@ -31,13 +40,12 @@ http {{
   uwsgi_temp_path {folder}/uwsgi;
   scgi_temp_path {folder}/scgi;
   proxy_cache_path {folder}/cache keys_zone=answers:1m;
+  upstream servers {{ {servers} }}
   server {{
     listen 127.0.0.1:{port};
     location / {{
-      proxy_pass {upstream};
-      proxy_cache answers;
-      proxy_cache_valid 200 1m;
-      add_header X-Proxy-Cache $upstream_cache_status always;
+      proxy_pass http://servers;
+      {location}
     }}
   }}
 }}
@@ -45,8 +53,13 @@ http {{
 
 
 @contextmanager
-def nginx_before(upstream: str) -> Iterator[str]:
-    """nginx in front of a server. Yields its address. Skips the test where nginx is not installed."""
+def nginx_before(*servers: str, location: str = CACHING) -> Iterator[str]:
+    """nginx in front of servers, who take turns. Yields its address. Skips the test where nginx is not installed.
+
+    Args:
+        servers: their addresses, `http://host:port`.
+        location: what it does with a request, in its own words.
+    """
     if NGINX is None:
         pytest.skip("nginx is not installed")
     with scratch_folder() as folder:
@@ -54,7 +67,8 @@ def nginx_before(upstream: str) -> Iterator[str]:
         config = folder / "nginx.conf"
         # Root's nginx would serve as another user, to whom the folder is closed.
         user = "user root;" if os.geteuid() == 0 else ""
-        config.write_text(CONFIG.format(user=user, folder=folder, port=port, upstream=upstream))
+        turns = " ".join(f"server {url.removeprefix('http://')};" for url in servers)
+        config.write_text(CONFIG.format(user=user, folder=folder, port=port, servers=turns, location=location.strip()))
         with _running(NGINX, config) as server:
             url = f"http://127.0.0.1:{port}"
             wait_for_answer(f"{url}/api/v1/health", server)

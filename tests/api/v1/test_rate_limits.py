@@ -178,3 +178,138 @@ async def test_a_list_comes_in_pages_of_one_tier(client: httpx2.AsyncClient, db:
     assert await paths() == (["*", "/api/v1/users", "/api/v1/tiers"], 3, False)
     assert await paths(items_per_page=2) == (["*", "/api/v1/users"], 3, True)
     assert await paths(page=2, items_per_page=2) == (["/api/v1/tiers"], 3, False)
+
+
+DAY, HOUR, BURST = {"limit": 500, "period": 86_400}, {"limit": 100, "period": 3_600}, {"limit": 2, "period": 1}
+
+
+async def test_a_rule_has_up_to_three_windows_more(
+    client: httpx2.AsyncClient, db: AsyncSession, settings: Settings
+) -> None:
+    admin = signed_in(await create_superuser(db), settings)
+    tier = await create_tier(db, "pro")
+    user = await create_user(db, tier_id=tier.id)
+
+    for more in ([DAY], [DAY, HOUR, BURST]):
+        created = await client.post("tier/pro/rate_limit", json=RULE | {"additional_windows": more}, headers=admin)
+        assert created.status_code == 201
+        assert created.json() == RULE | {"id": created.json()["id"], "tier_id": tier.id, "additional_windows": more}
+        path = f"tier/pro/rate_limit/{created.json()['id']}"
+        assert (await client.get(path)).json() == created.json()
+        assert (await client.get("tier/pro/rate_limits")).json()["data"] == [created.json()]
+        effective = await client.get(f"user/{user.username}/rate_limits", headers=signed_in(user, settings))
+        assert effective.json()[0] == RULE | {"additional_windows": more}
+        assert (await client.delete(path, headers=admin)).status_code == 200
+
+
+async def test_of_a_rule_without_more_windows_nothing_is_said_about_them(
+    client: httpx2.AsyncClient, db: AsyncSession, settings: Settings
+) -> None:
+    admin = signed_in(await create_superuser(db), settings)
+    tier = await create_tier(db, "pro")
+    user = await create_user(db, tier_id=tier.id)
+
+    created = await client.post("tier/pro/rate_limit", json=RULE | {"additional_windows": []}, headers=admin)
+    assert created.status_code == 201
+    effective = await client.get(f"user/{user.username}/rate_limits", headers=signed_in(user, settings))
+    for rule in (
+        created.json(),
+        (await client.get("tier/pro/rate_limit/1")).json(),
+        (await client.get("tier/pro/rate_limits")).json()["data"][0],
+        *effective.json(),
+    ):
+        assert "additional_windows" not in rule
+
+
+async def test_windows_are_changed_as_a_whole_and_left_alone_when_not_named(
+    client: httpx2.AsyncClient, db: AsyncSession, settings: Settings
+) -> None:
+    admin = signed_in(await create_superuser(db), settings)
+    await create_rate_limit(db, await create_tier(db, "pro"), **RULE, additional_windows=[DAY])
+
+    for values, expected in (
+        ({"limit": 4}, [DAY]),
+        ({}, [DAY]),
+        ({"additional_windows": [HOUR, BURST]}, [HOUR, BURST]),
+        ({"name": "new", "additional_windows": [BURST]}, [BURST]),
+        ({"period": 61}, [BURST]),
+        ({"additional_windows": []}, None),
+    ):
+        changed = await client.patch("tier/pro/rate_limit/1", json=values, headers=admin)
+        assert changed.status_code == 200
+        assert changed.json().get("additional_windows") == expected
+        assert (await client.get("tier/pro/rate_limit/1")).json() == changed.json()
+
+
+@pytest.mark.parametrize(
+    "windows",
+    [
+        [DAY, HOUR, BURST, {"limit": 3, "period": 2}],
+        [{"limit": 0, "period": 60}],
+        [{"limit": 1, "period": 0}],
+        [{"limit": -1, "period": 60}],
+        [{"limit": 2**31, "period": 60}],
+        [{"limit": 1, "period": 31_536_001}],
+        [{"limit": 1.5, "period": 60}],
+        [{"limit": "1", "period": 60}],
+        [{"limit": True, "period": 60}],
+        [{"limit": None, "period": 60}],
+        [{"limit": 1}],
+        [{"period": 1}],
+        [{"limit": 1, "period": 60, "name": "x"}],
+        [{}],
+        [None],
+        [DAY, None],
+        [[1, 60]],
+        None,
+        DAY,
+        "",
+        5,
+    ],
+)
+async def test_windows_that_are_none_are_refused(
+    client: httpx2.AsyncClient, db: AsyncSession, settings: Settings, windows: Any
+) -> None:
+    admin = signed_in(await create_superuser(db), settings)
+    await create_rate_limit(db, await create_tier(db, "pro"), additional_windows=[DAY])
+    before = await all_rows(db)
+
+    for answer in (
+        await client.post("tier/pro/rate_limit", json=RULE | {"additional_windows": windows}, headers=admin),
+        await client.patch("tier/pro/rate_limit/1", json={"additional_windows": windows}, headers=admin),
+    ):
+        assert answer.status_code == 422
+        assert {tuple(fault["loc"][:2]) for fault in answer.json()["errors"]} == {("body", "additional_windows")}
+    assert await all_rows(db) == before
+
+
+async def test_a_route_that_is_not_limited_takes_no_rule(
+    client: httpx2.AsyncClient, db: AsyncSession, settings: Settings
+) -> None:
+    admin = signed_in(await create_superuser(db), settings)
+    await create_rate_limit(db, await create_tier(db, "pro"))
+    before = await all_rows(db)
+
+    for path in ("/api/v1/health", "/api/v1/ready", "/metrics", "/openapi.json", "/api/v1/user/me"):
+        for refused in (
+            await client.post("tier/pro/rate_limit", json=RULE | {"path": path}, headers=admin),
+            await client.patch("tier/pro/rate_limit/1", json={"path": path}, headers=admin),
+        ):
+            assert refused.status_code == 422, path
+            assert refused.json()["type"] == "urn:problem-type:unknown-path"
+            assert path not in refused.json()["nearest"]
+    assert await all_rows(db) == before
+
+
+async def test_every_documented_route_that_is_limited_takes_a_rule(
+    client: httpx2.AsyncClient, db: AsyncSession, settings: Settings
+) -> None:
+    admin = signed_in(await create_superuser(db), settings)
+    await create_tier(db, "pro")
+    documented = (await client.get("http://test/openapi.json")).json()["paths"]
+    limited = {path for path in documented if path not in {"/api/v1/health", "/api/v1/ready"}}
+
+    assert len(limited) >= 25
+    for path in sorted(limited):
+        created = await client.post("tier/pro/rate_limit", json=RULE | {"path": path}, headers=admin)
+        assert created.status_code == 201, path
