@@ -18,8 +18,8 @@ class _Counter:
         self.used = 0
         self._subs: deque[list[float]] = deque()  # number of the sub-window, time of its last request, count
 
-    def forget(self, before: float) -> None:
-        while self._subs and self._subs[0][1] <= before:
+    def forget(self, now: float, period: int) -> None:
+        while self._subs and self._subs[0][1] + period <= now:  # The sum that is told to those who wait.
             self.used -= int(self._subs.popleft()[2])
 
     def add(self, cost: int, now: float, period: int) -> None:
@@ -61,9 +61,9 @@ class InProcess:
         ]
         reply = [max(map(_microseconds, waits), default=0)]
         for counter, window, share in found:
-            free_in = counter.time_when_gone(1, window.period) - now if counter.used else window.period if cost else 0
             if cost and not waits:
                 counter.add(min(cost, share), now, window.period)
+            free_in = counter.time_when_gone(1, window.period) - now if counter.used else 0
             # Of the whole limit, so that what is told to callers fits the policy they know.
             used = window.limit - (share - counter.used)
             reply += [used if counter.used else 0, _microseconds(free_in)]
@@ -81,7 +81,7 @@ class InProcess:
         self._counters[key] = counter  # It is the one seen last.
         if len(self._counters) > MOST_SUBJECTS:
             self._counters.popitem(last=False)
-        counter.forget(now - window.period)
+        counter.forget(now, window.period)
         return counter
 
 

@@ -80,7 +80,8 @@ class Keeper:
             await self._subscription.close()
         if self._task is not None:
             await asyncio.wait([self._task], timeout=CLOSE_SECONDS)
-            self._task.cancel()
+            self._task.cancel()  # What it waits for is not worth more.
+            await asyncio.wait([self._task], timeout=CLOSE_SECONDS)
         with suppress(LinkError):
             await self._limiter.link.call(_LEAVE, PROCESSES_KEY, self._me)
 
@@ -104,6 +105,8 @@ class Keeper:
     async def _tick(self) -> None:
         if self._stored:
             await self._read()
+        if self._closing:
+            return
         with suppress(LinkError):
             count = await self._limiter.link.call(_HERE, PROCESSES_KEY, self._me, GONE)
             self._limiter.in_process.processes = count
@@ -120,6 +123,8 @@ class Keeper:
                     log.info("rate limits read")
                 self._complained = False
             except Exception as error:  # Whatever it is, the next look may go better, and nobody else would look.
+                if self._closing:
+                    return
                 RULES_FAILED.inc()
                 if not self._complained:
                     log.warning("rate limits cannot be read", why=repr(error.__cause__ or error))

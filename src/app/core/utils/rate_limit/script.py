@@ -4,7 +4,7 @@ Up to 128 requests a window is a log: a sorted set with a member for each reques
 in one hash, each with its count and the time of its last request: they leave together, when that one does, so that
 there are never more than the limit in any period, and again the limit after one.
 
-Whichever a window is, the other form's requests are carried over when its limit has passed 128 since.
+When a limit has passed 128 since, the requests are carried over into the other form, once there are few enough.
 Times are in microseconds. What is refused is not counted.
 """
 
@@ -44,7 +44,7 @@ local function spread(log, hash, period)  -- a log into sub-windows
   redis.call('DEL', log)
 end
 
-local function gather(log, hash, period)  -- sub-windows into a log: the newest, who are the last to leave
+local function gather(log, hash, period)  -- sub-windows of no more than a log takes into one; nobody leaves early
   local subs, fields = {}, redis.call('HGETALL', hash)
   for i = 1, #fields, 2 do
     if string.find(fields[i], '^%d') then
@@ -52,59 +52,40 @@ local function gather(log, hash, period)  -- sub-windows into a log: the newest,
       subs[#subs + 1] = {count, last}
     end
   end
-  table.sort(subs, function(one, other) return one[2] > other[2] end)
-  local words, at = {'ZADD', log}, nil
+  table.sort(subs, function(one, other) return one[2] < other[2] end)
+  local words, at = {'ZADD', log}, 0
   for _, sub in ipairs(subs) do
     for _ = 1, sub[1] do
-      if #words < 2 * LONGEST_LOG + 2 then
-        at = math.min(sub[2], (at or sub[2] + 1) - 1)
-        words[#words + 1], words[#words + 2] = text(at), text(at)
-      end
+      at = math.max(sub[2], at + 1)
+      words[#words + 1], words[#words + 2] = text(at), text(at)
     end
-  end
-  if at then
-    redis.call(unpack(words))
-    expire(log, subs[1][2], period)
   end
   redis.call('DEL', hash)
+  redis.call(unpack(words))
+  expire(log, at, period)
 end
 
-local function as_log(log, hash, period)
-  if redis.call('EXISTS', hash) == 1 then gather(log, hash, period) end
-  redis.call('ZREMRANGEBYSCORE', log, '-inf', text(clock - period))
-  local now, used = clock, redis.call('ZCARD', log)
-  if used > 0 then
-    local newest = tonumber(redis.call('ZRANGE', log, -1, -1)[1])
-    if newest > clock + period then  -- The clock was set back: nobody is to wait for it.
-      redis.call('DEL', log)
-      used = 0
-    else
-      now = math.max(clock, newest + 1)
-    end
+local function set_back(log, period, ahead)  -- the clock was: nobody is to wait for it
+  local words = {'ZADD', log}
+  for _, member in ipairs(redis.call('ZRANGE', log, 0, -1)) do
+    local at = text(tonumber(member) - ahead)
+    words[#words + 1], words[#words + 2] = at, at
   end
-  return {
-    used = used,
-    until_gone = function(count)
-      return tonumber(redis.call('ZRANGE', log, count - 1, count - 1)[1]) + period - clock
-    end,
-    add = function(count)
-      local words = {'ZADD', log}
-      for i = 0, count - 1 do
-        words[#words + 1], words[#words + 2] = text(now + i), text(now + i)
-      end
-      redis.call(unpack(words))
-      expire(log, now + count, period)
-    end
-  }
+  redis.call('DEL', log)
+  redis.call(unpack(words))
+  expire(log, clock, period)
 end
 
 local function as_sub_windows(log, hash, period)
   if redis.call('EXISTS', log) == 1 then spread(log, hash, period) end
   local state = redis.call('HMGET', hash, 'used', 'oldest', 'newest')
   local used, oldest, newest = tonumber(state[1] or 0), tonumber(state[2] or 0), tonumber(state[3] or 0)
-  if used > 0 and newest > clock + period then  -- The clock was set back.
+  if used > 0 and newest > clock + period / SUB_WINDOWS then  -- The clock was set back.
+    oldest, newest = math.floor(clock * SUB_WINDOWS / period), clock
     redis.call('DEL', hash)
-    used, newest = 0, 0
+    redis.call('HSET', hash, text(oldest), text(used) .. ' ' .. text(newest),
+      'used', text(used), 'oldest', text(oldest), 'newest', text(newest))
+    expire(hash, newest, period)
   end
   local now = math.max(clock, newest)
   local current = math.floor(now * SUB_WINDOWS / period)
@@ -148,19 +129,46 @@ local function as_sub_windows(log, hash, period)
   }
 end
 
+local function as_log(log, hash, period)
+  if redis.call('EXISTS', hash) == 1 then
+    local window = as_sub_windows(log, hash, period)
+    if window.used > LONGEST_LOG then return window end  -- The limit was lowered: later, when enough have left.
+    if window.used > 0 then gather(log, hash, period) end
+  end
+  redis.call('ZREMRANGEBYSCORE', log, '-inf', text(clock - period))
+  local now, used = clock, redis.call('ZCARD', log)
+  if used > 0 then
+    local newest = tonumber(redis.call('ZRANGE', log, -1, -1)[1])
+    if newest > clock + period / SUB_WINDOWS then
+      set_back(log, period, newest - clock)
+      newest = clock
+    end
+    now = math.max(clock, newest + 1)
+  end
+  return {
+    used = used,
+    until_gone = function(count)
+      return tonumber(redis.call('ZRANGE', log, count - 1, count - 1)[1]) + period - clock
+    end,
+    add = function(count)
+      local words = {'ZADD', log}
+      for i = 0, count - 1 do
+        words[#words + 1], words[#words + 2] = text(now + i), text(now + i)
+      end
+      redis.call(unpack(words))
+      expire(log, now + count, period)
+    end
+  }
+end
+
 local windows, wait = {}, 0
 for i = 1, #KEYS / 2 do
   local limit, period = tonumber(ARGV[2 * i]), tonumber(ARGV[2 * i + 1])
   local form = limit <= LONGEST_LOG and as_log or as_sub_windows
   local window = form(KEYS[2 * i - 1], KEYS[2 * i], period)
-  window.cost, window.free_in = math.min(cost, limit), 0
-  if window.used > 0 then
-    window.free_in = window.until_gone(1)
-  elseif cost > 0 then
-    window.free_in = period
-  end
+  window.cost = math.min(cost, limit)
   local over = window.used + window.cost - limit
-  if cost > 0 and over > 0 then wait = math.max(wait, over == 1 and window.free_in or window.until_gone(over)) end
+  if cost > 0 and over > 0 then wait = math.max(wait, window.until_gone(over)) end
   windows[i] = window
 end
 local reply = {wait}
@@ -170,7 +178,7 @@ for _, window in ipairs(windows) do
     window.used = window.used + window.cost
   end
   reply[#reply + 1] = window.used
-  reply[#reply + 1] = window.free_in
+  reply[#reply + 1] = window.used > 0 and window.until_gone(1) or 0
 end
 return reply
 """

@@ -48,6 +48,16 @@ class Address:
 
 def parse(url: str) -> Address:
     """Reads a URL of any of the forms. Raises: ValueError, which does not repeat it, since there can be a password."""
+    try:
+        address = _parse(url)
+        options = {name: value for name, value in address.options.items() if name not in _SENTINEL_OPTIONS}
+        ConnectionPool(**options).make_connection()  # type: ignore[no-untyped-call]  # knows its options
+    except (ValueError, TypeError):
+        raise ValueError("not a Redis URL of a known form") from None
+    return address
+
+
+def _parse(url: str) -> Address:
     scheme, found, rest = url.partition("://")
     transport, _, kind = scheme.partition("+")
     if not found or transport not in SCHEMES or (kind and (kind not in _PORTS or transport == "unix")):
@@ -58,11 +68,13 @@ def parse(url: str) -> Address:
     authority, _, path = where.partition("/")
     login, _, hosts = authority.rpartition("@")
     service, _, database = path.partition("/") if kind == SENTINEL else ("", "", path)
-    if (kind == SENTINEL and not service) or (kind == CLUSTER and database not in {"", "0"}):
-        raise ValueError("sentinels need a name, and a cluster has no other database than 0")
+    if (kind == SENTINEL and not service) or (database and not database.isdecimal()):
+        raise ValueError("no name, or no database")
     plain = f"{transport}://{login}{'@' if login else ''}server/{database}?{query}"
     options: dict[str, Any] = dict(parse_url(plain))
     del options["host"]
+    if kind == CLUSTER and options.get("db"):
+        raise ValueError("a cluster has no other database than 0")
     return Address(kind, tuple(_host(host, _PORTS[kind]) for host in hosts.split(",")), unquote(service), options)
 
 
@@ -70,7 +82,10 @@ def _host(text: str, usual_port: int) -> Host:
     name, found, port = text.strip().rpartition(":")
     if not found or port.endswith("]"):
         name, port = text.strip(), str(usual_port)
-    name = name.removeprefix("[").removesuffix("]")
+    bare = name.removeprefix("[").removesuffix("]")
+    if ":" in name and len(name) != len(bare) + 2:
+        raise ValueError("an IPv6 address without brackets")
+    name = bare
     if not name or not port.isdecimal() or not 0 < int(port) < 65536:
         raise ValueError("not a list of hosts")
     return name, int(port)
@@ -88,6 +103,7 @@ def connections_to(url: str, timeout: float) -> ConnectionPool:
     theirs = {name.removeprefix("sentinel_"): options.pop(name) for name in _SENTINEL_OPTIONS if name in options}
     timeouts = {"socket_connect_timeout": SENTINEL_TIMEOUT, "socket_timeout": SENTINEL_TIMEOUT}
     tls = options.pop("connection_class", None) is SSLConnection
+    theirs |= {name: value for name, value in options.items() if tls and name.startswith("ssl_")}
     sentinels = Sentinel(address.hosts, sentinel_kwargs={**theirs, **timeouts, "ssl": tls})  # type: ignore[no-untyped-call]
     managed = SentinelManagedSSLConnection if tls else SentinelManagedConnection
     return SentinelConnectionPool(  # type: ignore[no-untyped-call]
