@@ -104,7 +104,7 @@ def _comes_to_hold(condition: Callable[[], object], seconds: float) -> bool:
 def _holds(condition: Callable[[], object]) -> bool:
     try:
         return bool(condition())
-    except (RedisError, OSError):
+    except (RedisError, OSError, ValueError):  # It is away, or what it says is not whole yet.
         return False
 
 
@@ -301,12 +301,16 @@ class Watched:
         return next(server for server in self.servers if server.port == int(port))
 
     def _is_at_ease(self, sentinel: Node) -> bool:
-        flat = sentinel.client.execute_command("SENTINEL", "MASTER", SERVICE)
-        state = flat if isinstance(flat, dict) else dict(zip(flat[::2], flat[1::2], strict=True))
-        (replica,) = sentinel.client.execute_command("SENTINEL", "REPLICAS", SERVICE)
-        its = replica if isinstance(replica, dict) else dict(zip(replica[::2], replica[1::2], strict=True))
+        state = _state(sentinel.client.execute_command("SENTINEL", "MASTER", SERVICE))
+        replicas = [
+            _state(found)["flags"] for found in sentinel.client.execute_command("SENTINEL", "REPLICAS", SERVICE)
+        ]
         others = int(state["num-other-sentinels"])
-        return state["flags"] == "master" and its["flags"] == "slave" and others == len(self.sentinels) - 1
+        return state["flags"] == "master" and replicas == ["slave"] and others == len(self.sentinels) - 1
+
+
+def _state(reply: Any) -> dict[str, str]:
+    return dict(zip(reply[::2], reply[1::2], strict=True))
 
 
 @contextmanager
@@ -333,7 +337,7 @@ def _watch(sentinel: SentinelNode, primary: Node) -> None:
     ask = sentinel.client.execute_command
     _hurry(sentinel)
     ask("SENTINEL", "MONITOR", SERVICE, HOST, primary.port, 2)
-    options: dict[str, object] = {"down-after-milliseconds": DOWN_AFTER, "failover-timeout": 4000}
+    options: dict[str, object] = {"down-after-milliseconds": DOWN_AFTER, "failover-timeout": 1500}
     if primary.password:
         options["auth-pass"] = primary.password
     for name, value in options.items():
@@ -342,6 +346,6 @@ def _watch(sentinel: SentinelNode, primary: Node) -> None:
 
 def _hurry(sentinel: SentinelNode) -> None:
     """Has it ask far more often than it does by default: it notices by that who follows whom."""
-    periods = {"INFO-PERIOD": 300, "PUBLISH-PERIOD": 150, "PING-PERIOD": 200, "ASK-PERIOD": 200}  # milliseconds
+    periods = {"INFO-PERIOD": 300, "PUBLISH-PERIOD": 150, "ASK-PERIOD": 200}  # milliseconds
     words = [word for pair in periods.items() for word in pair]
     sentinel.client.execute_command("SENTINEL", "DEBUG", *words)

@@ -41,9 +41,11 @@ class ClusterLink:
         self._seeds = address.hosts
         self._options = {"socket_connect_timeout": CONNECT_TIMEOUT, **address.options}
         self._links: dict[Host, Link] = {}
+        self._opening: dict[Host, asyncio.Task[None]] = {}
         self._slots: list[Host | None] = [None] * 16384
         self._listeners: list[Callable[[bool], None]] = []
         self._was_up = False
+        self._complained = False
         self._stale = asyncio.Event()
         self._keeper: asyncio.Task[None] | None = None
 
@@ -66,6 +68,7 @@ class ClusterLink:
             self._keeper.cancel()
             await asyncio.wait([self._keeper], timeout=CONNECT_TIMEOUT)
         await self._part(list(self._links))
+        await asyncio.gather(*self._opening.values(), return_exceptions=True)
 
     def on_change(self, listener: Callable[[bool], None]) -> None:
         """Has this called with True when some of the cluster can be asked, and with False when none of it can."""
@@ -85,6 +88,8 @@ class ClusterLink:
                 raise
             except Refused as refusal:
                 kind, *where = str(refusal).split()
+                if kind == "CLUSTERDOWN":
+                    self._stale.set()
                 if kind not in {"MOVED", "ASK"}:
                     raise
                 host = self._host(where[1], told_by=link)
@@ -128,15 +133,21 @@ class ClusterLink:
 
     async def _look(self) -> None:
         """Asks one node after the other until one tells who holds what."""
+        why = "no node knows who holds what"
         for host in dict.fromkeys((*self._shuffled(self._links), *self._shuffled(self._seeds))):
             try:
                 async with asyncio.timeout(CONNECT_TIMEOUT / 2):
                     ranges = await self._ask(host)
-            except (OSError, RedisError, TimeoutError):
+            except (OSError, RedisError, TimeoutError) as error:
+                why = repr(error)
                 continue
             if ranges:
                 await self._learn(host, ranges)
+                self._complained = False
                 return
+        if not self._complained:
+            log.warning("redis cluster cannot be reached", link=self.name, why=why)
+        self._complained = True
 
     @staticmethod
     def _shuffled(hosts: Iterable[Host]) -> list[Host]:
@@ -166,9 +177,15 @@ class ClusterLink:
         if host not in self._links:
             link = self._links[host] = Link(self._connections_to(host), f"{self.name} {host[0]}:{host[1]}")
             link.on_change(lambda _: self._tell())
-            # In a task of its own, outside of the context of a request that is redirected: its id is not for us.
-            await asyncio.get_running_loop().create_task(link.open(), context=self._context)
-            return link
+            # In a task of its own: it is to go on without whoever was sent here, and outside of the context of a
+            # request, whose id is not for us.
+            opening = asyncio.get_running_loop().create_task(link.open(), context=self._context)
+            self._opening[host] = opening
+            opening.add_done_callback(lambda _: self._opening.pop(host, None))
+        if host in self._opening:
+            await asyncio.shield(self._opening[host])
+        if host not in self._links:  # Parted with, meanwhile.
+            raise LinkDown(self.name)
         return self._links[host]
 
     def _connections_to(self, host: Host) -> ConnectionPool:

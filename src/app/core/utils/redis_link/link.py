@@ -91,6 +91,7 @@ class Link(asyncio.Protocol):
         """Closes the connection. What is asked later fails."""
         if self._keeper is not None:
             self._closed = True
+            self._first_try.set()
             self._keeper.cancel()
             await asyncio.wait([self._keeper], timeout=CONNECT_TIMEOUT)
         self._abort("closed", expected=True)

@@ -10,7 +10,7 @@ from redis.asyncio import Redis
 from redis.asyncio.connection import ConnectionPool
 from redis.exceptions import RedisError
 
-from app.core.utils.redis_link.address import CLUSTER, connections_to, forget_sentinels, parse
+from app.core.utils.redis_link.address import CLUSTER, Host, connections_to, forget_sentinels, parse
 
 CONNECT_TIMEOUT: Final = 2.0  # seconds
 CHECK: Final = 2.0  # seconds of silence after which the server is asked whether it is still there
@@ -32,6 +32,7 @@ class Subscription:
         self._url = url
         self._channel = channel
         self._notice = notice
+        self._last: Host | None = None  # node of a cluster: the next time, another one
         self._task: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
@@ -56,7 +57,8 @@ class Subscription:
         client = Redis.from_pool(pool)
         try:
             async with client.pubsub() as pubsub:
-                await pubsub.subscribe(self._channel)
+                async with asyncio.timeout(CONNECT_TIMEOUT):
+                    await pubsub.subscribe(self._channel)
                 asked = False
                 while True:
                     message = await pubsub.get_message(timeout=CHECK)
@@ -75,7 +77,8 @@ class Subscription:
         address = parse(self._url)
         if address.kind != CLUSTER:
             return connections_to(self._url, CONNECT_TIMEOUT)
-        host, port = random.choice(address.hosts)  # noqa: S311 -- no secret
+        others = [host for host in address.hosts if host != self._last] or address.hosts
+        self._last = host, port = random.choice(others)  # noqa: S311 -- no secret
         return ConnectionPool(
             **{"socket_connect_timeout": CONNECT_TIMEOUT, **address.options, "host": host, "port": port}
         )
