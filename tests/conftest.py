@@ -17,6 +17,7 @@ os.environ.update(
 import asyncio
 import gc
 import shutil
+import time
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from functools import cache
@@ -159,7 +160,18 @@ def cloned_database(execute: Execute, monkeypatch: pytest.MonkeyPatch, template:
     get_settings.cache_clear()
     yield name
     get_settings.cache_clear()
-    execute(f"DROP DATABASE {name} WITH (FORCE)")
+    _drop(execute, name)
+
+
+def _drop(execute: Execute, name: str) -> None:
+    for patience in range(20, -1, -1):
+        try:
+            execute(f"DROP DATABASE {name} WITH (FORCE)")
+            return
+        except asyncpg.InsufficientPrivilegeError:  # The autovacuum, which is a superuser's, is about to leave.
+            if not patience:
+                raise
+            time.sleep(0.25)
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 import asyncio
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from ipaddress import IPv4Address
 from itertools import count, takewhile
 from typing import Any
 
@@ -54,6 +55,7 @@ OUTSIDE = {"/api/v1/health", "/api/v1/ready"}
 PLENTY = 1_000
 PATIENT = 5.0  # seconds
 _number = count(1)
+FIRST_ADDRESS = IPv4Address("10.0.0.0")
 
 
 @pytest.fixture
@@ -93,7 +95,7 @@ async def calling(app: FastAPI) -> AsyncIterator[From]:
     clients: list[httpx2.AsyncClient] = []
 
     def make(address: str | None = None, app: FastAPI = app) -> httpx2.AsyncClient:
-        transport = httpx2.ASGITransport(app=app, client=(address or f"203.0.113.{next(_number)}", 4711))
+        transport = httpx2.ASGITransport(app=app, client=(address or str(FIRST_ADDRESS + next(_number)), 4711))
         clients.append(httpx2.AsyncClient(transport=transport, base_url="http://test/api/v1/"))
         return clients[-1]
 

@@ -225,10 +225,14 @@ async def fire_around(edge: float, person: Person, clients: Clients) -> None:
 
 async def who_waits_as_told_is_let_through(persons: list[Person], clients: Clients) -> None:
     """A second earlier is too early. The more time has passed between the requests, the shorter is the rest of it."""
-    checked = await asyncio.gather(
-        *(wait_as_told(person, number * 0.1, clients) for number, person in enumerate(persons))
-    )
-    assert any(checked)
+    for _ in range(3):  # On a busy machine, the too early one can be too late.
+        checked = await asyncio.gather(
+            *(wait_as_told(person, number * 0.1, clients) for number, person in enumerate(persons))
+        )
+        if any(checked):
+            return
+        await asyncio.sleep(max(person.period + person.late for person in persons))
+    raise AssertionError("nobody was in time")
 
 
 async def wait_as_told(person: Person, pause: float, clients: Clients) -> bool:
