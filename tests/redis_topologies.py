@@ -4,9 +4,9 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from redis import Redis
 from redis.exceptions import RedisError
@@ -64,7 +64,8 @@ class Node(Valkey):
         return str(self.client.execute_command("ROLE")[0])
 
     def _answers(self) -> bool:
-        return _holds(self.client.ping)
+        """Whether it does so, and not somebody else who was faster at its port."""
+        return _holds(lambda: self.process and self.client.info("server")["process_id"] == self.process.pid)
 
     def _command(self) -> list[str]:
         words = [word for name, value in self.options.items() for word in (f"--{name}", str(value))]
@@ -85,6 +86,9 @@ class SentinelNode(Node):
     def _command(self) -> list[str]:
         program = super()._command()[0]
         return [program, "sentinel.conf", "--sentinel", "--bind", HOST, "--port", str(self.port)]
+
+
+NodeT = TypeVar("NodeT", bound=Node)
 
 
 def patiently(condition: Callable[[], object], seconds: float = PATIENCE) -> None:
@@ -108,12 +112,11 @@ def _holds(condition: Callable[[], object]) -> bool:
         return False
 
 
-def _start_all(nodes: Iterable[Node], stack: ExitStack) -> None:
-    for node in nodes:
-        stack.callback(node.stop)
-        node.spawn()
-    for node in nodes:
-        node.wait()
+def _spawned(stack: ExitStack, node: NodeT) -> NodeT:
+    """Spawns it at once: nobody else is to take its port."""
+    stack.callback(node.stop)
+    node.spawn()
+    return node
 
 
 # ---- A cluster ----
@@ -201,8 +204,13 @@ def redis_cluster(**options: object) -> Iterator[RedisCluster]:
             "cluster_allow_replica_migration": "no",
             "cluster_replica_validity_factor": 0,
         } | options
-        cluster = RedisCluster([Node(folder / f"{n}", "", cluster_port=free_port(), **options) for n in range(6)])
-        _start_all(cluster.nodes, stack)
+        nodes = [
+            _spawned(stack, Node(folder / f"node{number}", "", cluster_port=free_port(), **options))
+            for number in range(6)
+        ]
+        for node in nodes:
+            node.wait()
+        cluster = RedisCluster(nodes)
         _form(cluster.nodes)
         patiently(cluster.is_whole)
         yield cluster
@@ -269,7 +277,8 @@ class Watched:
         for _ in range(3):
             if _holds(lambda: new.role == "slave"):
                 patiently(self.is_whole)
-                self.sentinels[2].client.execute_command("SENTINEL", "FAILOVER", SERVICE)
+                with suppress(RedisError):  # NOGOODSLAVE, when it has not heard from the replica for a second.
+                    self.sentinels[2].client.execute_command("SENTINEL", "FAILOVER", SERVICE)
             if _comes_to_hold(lambda: new.role == "master" and old.role == "slave", 10):
                 return
         raise AssertionError("the sentinels do not hand over")
@@ -322,11 +331,14 @@ def watched_by_sentinels(password: str = "", sentinel_password: str = "") -> Ite
         sentinel_password: of the sentinels.
     """
     with scratch_folder() as folder, ExitStack() as stack:
-        primary, replica = (Node(folder / name, password) for name in ("one", "two"))
-        replica.options["replicaof"] = f"{HOST} {primary.port}"
-        sentinels = [SentinelNode(folder / f"sentinel{number}", sentinel_password) for number in range(3)]
+        primary = _spawned(stack, Node(folder / "one", password))
+        replica = _spawned(stack, Node(folder / "two", password, replicaof=f"{HOST} {primary.port}"))
+        sentinels = [
+            _spawned(stack, SentinelNode(folder / f"sentinel{number}", sentinel_password)) for number in range(3)
+        ]
+        for node in (primary, replica, *sentinels):
+            node.wait()
         watched = Watched([primary, replica], sentinels)
-        _start_all([primary, replica, *sentinels], stack)
         for sentinel in sentinels:
             _watch(sentinel, primary)
         patiently(watched.is_whole)

@@ -145,11 +145,13 @@ def percentile(seconds: list[float], percent: int) -> float:
 async def stopped(valkey: Valkey, load: Load) -> None:
     await asyncio.to_thread(valkey.stop)
     load.phase = "stopped"
-    await asyncio.sleep(0.5)
-    await load.each_server_allows_its_part()
-    await asyncio.sleep(0.5)
-    load.phase = "starting"
-    await asyncio.to_thread(valkey.start)
+    try:
+        await asyncio.sleep(0.5)
+        await load.each_server_allows_its_part()
+        await asyncio.sleep(0.5)
+    finally:
+        load.phase = "starting"
+        await asyncio.to_thread(valkey.start)
 
 
 async def restarted(valkey: Valkey, load: Load) -> None:
@@ -189,11 +191,13 @@ async def read_only(valkey: Valkey, load: Load) -> None:
     with Redis(port=valkey.port) as redis:
         redis.replicaof("127.0.0.1", str(free_port()))
         load.phase = "read-only"
-        await load.each_server_allows_its_part()
-        await asyncio.sleep(1)
-        await load.each_server_allows_its_part()
-        load.phase = "writable"
-        redis.replicaof("NO", "ONE")
+        try:
+            await load.each_server_allows_its_part()
+            await asyncio.sleep(1)
+            await load.each_server_allows_its_part()
+        finally:
+            load.phase = "writable"
+            redis.replicaof("NO", "ONE")
 
 
 async def without_scripts(valkey: Valkey, load: Load) -> None:

@@ -560,7 +560,7 @@ async def test_a_close_ends_what_is_pending(patient: None) -> None:
             assert {type(found) for found in await asyncio.gather(*asked)} == {LinkDown}
 
 
-@pytest.mark.parametrize("turns", range(5))
+@pytest.mark.parametrize("turns", range(8))
 async def test_who_is_sent_elsewhere_during_a_close_opens_nothing_new(patient: None, turns: int) -> None:
     async with FakeCluster() as (one, two):
         tasks = asyncio.all_tasks()
@@ -570,10 +570,11 @@ async def test_who_is_sent_elsewhere_during_a_close_opens_nothing_new(patient: N
         one.muted = True
         asking = asyncio.create_task(outcome(link, "a"))
         await until(lambda: any(connection.kept for connection in one.connections))
-        one.release()
+        closing = asyncio.create_task(link.close())
         for _ in range(turns):
             await asyncio.sleep(0)
-        await link.close()
+        one.release()
+        await closing
         await asking
         assert not link.up
         await asyncio.sleep(0.05)

@@ -44,6 +44,7 @@ class ClusterLink:
         self._opening: dict[Host, asyncio.Task[None]] = {}
         self._slots: list[Host | None] = [None] * 16384
         self._listeners: list[Callable[[bool], None]] = []
+        self._closed = False
         self._was_up = False
         self._complained = False
         self._stale = asyncio.Event()
@@ -64,6 +65,7 @@ class ClusterLink:
 
     async def close(self) -> None:
         """Closes every connection. What is asked later fails."""
+        self._closed = True
         if self._keeper is not None:
             self._keeper.cancel()
             await asyncio.wait([self._keeper], timeout=CONNECT_TIMEOUT)
@@ -174,6 +176,8 @@ class ClusterLink:
         self._tell()
 
     async def _link_to(self, host: Host) -> Link:
+        if self._closed:
+            raise LinkDown(self.name)
         if host not in self._links:
             link = self._links[host] = Link(self._connections_to(host), f"{self.name} {host[0]}:{host[1]}")
             link.on_change(lambda _: self._tell())
