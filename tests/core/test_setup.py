@@ -10,7 +10,7 @@ from fastapi import APIRouter, Depends, FastAPI
 from fastapi.routing import iter_route_contexts
 
 from app.api import build_router
-from app.api.dependencies import get_current_superuser
+from app.api.dependencies import get_current_superuser, limit_rate
 from app.core.config import (
     AppSettings,
     ClientSideCacheSettings,
@@ -124,6 +124,24 @@ async def test_without_a_rate_limiter_there_is_no_connection_to_one(settings: Se
         assert not hasattr(app.state, "rate_limiter")
         assert "RateLimit" not in (await client.get("tiers")).headers
         assert "/api/v1/user/me/usage" not in paths_of(app)
+
+
+async def test_a_limit_needs_nothing_else(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    class OnlyLimits(RedisRateLimiterSettings, DefaultRateLimitSettings):
+        pass
+
+    monkeypatch.setenv("DEFAULT_RATE_LIMIT_LIMIT", "3")
+    router = APIRouter(dependencies=[Depends(limit_rate)])
+
+    @router.get("/hello")
+    async def hello() -> dict[str, str]:
+        return {"hello": "world"}
+
+    app = create_application(router, OnlyLimits())
+    async with app.router.lifespan_context(app), client_of(app) as client:
+        asked = [{}, {"Authorization": "Bearer anything"}, {"Authorization": "Basic eA=="}, {}]
+        answers = [await client.get("http://test/hello", headers=headers) for headers in asked]
+    assert [answer.status_code for answer in answers] == [200, 200, 200, 429]
 
 
 async def test_without_client_side_caching_no_answer_says_what_to_keep(settings: Settings) -> None:

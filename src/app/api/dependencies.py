@@ -13,7 +13,7 @@ from fastapi import Depends, Path, Query, Request, Response
 from fastapi.security import APIKeyCookie, OAuth2PasswordBearer
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from app.core.config import Settings
+from app.core.config import CryptSettings, PostgresSettings, Settings
 from app.core.db.database import DatabaseUnavailable, async_get_db, reading
 from app.core.exceptions.http_exceptions import Forbidden, Problem, Unauthorized, Unprocessable
 from app.core.exceptions.problem_response import request_id_of
@@ -111,16 +111,26 @@ class Caller:
 
 
 NOBODY = Caller()
+_CALLER = "slipway.caller"  # in a request's state
 
 
-async def get_caller(request: Request) -> Caller:
-    """Who asks. One statement, before the request's own transaction; none for nobody.
+async def caller_of(request: Request) -> Caller:
+    """Who asks. One statement, before the request's own transaction and once per request; none for nobody.
 
-    Declares no security scheme, since every limited route has this, and most of them are open to all.
+    Not a dependency, each of which takes FastAPI some 10 microseconds. And it declares no security scheme, since every
+    limited route asks for it, and most of them are open to all.
     """
+    state = request.scope.setdefault("state", {})
+    caller: Caller | None = state.get(_CALLER)
+    if caller is None:
+        caller = state[_CALLER] = await _look_up_caller(request)
+    return caller
+
+
+async def _look_up_caller(request: Request) -> Caller:
     sent = request.headers.getlist("Authorization")
-    if not sent:
-        return NOBODY
+    if not sent or not request.app.state.settings.inherits(PostgresSettings, CryptSettings):
+        return NOBODY  # Without these groups, nobody can sign in.
     try:
         return await _signed_in(request, sent)
     except (InvalidToken, DatabaseUnavailable) as problem:
@@ -139,11 +149,9 @@ async def _signed_in(request: Request, sent: list[str]) -> Caller:
     return Caller(token, user)
 
 
-CallerDep = Annotated[Caller, Depends(get_caller)]
-
-
-async def get_access_token(caller: CallerDep, _: BearerToken) -> AccessToken | None:
+async def get_access_token(request: Request, _: BearerToken) -> AccessToken | None:
     """The verified access token, if there is one. A broken one is an error, never an anonymous caller."""
+    caller = await caller_of(request)
     if caller.problem is not None:
         raise caller.problem
     return caller.token
@@ -152,9 +160,9 @@ async def get_access_token(caller: CallerDep, _: BearerToken) -> AccessToken | N
 OptionalToken = Annotated[AccessToken | None, Depends(get_access_token)]
 
 
-async def get_optional_user(request: Request, caller: CallerDep, token: OptionalToken) -> User | None:
+async def get_optional_user(request: Request, token: OptionalToken) -> User | None:
     """The signed-in user, or nobody."""
-    user = caller.user
+    user = (await caller_of(request)).user
     if token is not None and user is not None:
         identify_caller(request, user.uuid, token.session_id, user.is_superuser, user.tier_id)
     return user
@@ -194,10 +202,10 @@ CurrentSuperuser = Annotated[User, Depends(get_current_superuser)]
 
 
 @limits_routes
-async def limit_rate(request: Request, caller: CallerDep) -> None:
+async def limit_rate(request: Request) -> None:
     """Counts the request: under its user, or else under the address it comes from."""
-    if caller.user is not None:
-        await limit(request, caller.user.id, caller.user.tier_id)
+    if (user := (await caller_of(request)).user) is not None:
+        await limit(request, user.id, user.tier_id)
     else:
         await limit(request)
 

@@ -63,7 +63,7 @@ async def limit(request: HTTPConnection, user_id: int | None = None, tier_id: in
         return
     subject = address_subject(request) if user_id is None else user_subject(user_id)
     decision = await limiter.decide(subject, rule, cost)
-    headers = request.scope["state"][HEADERS] = _headers(decision)
+    headers = request.scope.setdefault("state", {})[HEADERS] = _headers(decision)
     if decision.wait and limiter.mode is RateLimitMode.ENFORCE:
         headers.append((b"retry-after", b"%d" % decision.wait))
         raise RateLimited(

@@ -13,7 +13,7 @@ from app.core.utils.redis_link import AnyLink, LinkError
 SECOND: Final = 1_000_000  # microseconds
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Usage:
     """How a subject stands with one window.
 
@@ -32,7 +32,7 @@ class Usage:
         return max(0, self.window.limit - self.used)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Decision:
     """About one request.
 
