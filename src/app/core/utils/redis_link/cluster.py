@@ -121,7 +121,7 @@ class ClusterLink:
     # ---- Who holds what ----
 
     async def _keep_looking(self) -> None:
-        while True:
+        while not self._closed:
             well = None not in self._slots and all(link.up for link in self._links.values())
             with suppress(TimeoutError):
                 async with asyncio.timeout((LOOK if well else LOOK_AGAIN) * random.uniform(0.8, 1.2)):  # noqa: S311

@@ -33,6 +33,7 @@ class Subscription:
         self._channel = channel
         self._notice = notice
         self._last: Host | None = None  # node of a cluster: the next time, another one
+        self._closed = False
         self._task: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
@@ -41,12 +42,13 @@ class Subscription:
 
     async def close(self) -> None:
         """Stops."""
+        self._closed = True
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task], timeout=CLOSE_SECONDS)
 
     async def _keep_listening(self) -> None:
-        while True:
+        while not self._closed:
             pool = self._connections()
             # An error of the server or the network: it is tried again. Whoever needs to know looks for themselves.
             with suppress(RedisError, OSError, TimeoutError):
