@@ -4,13 +4,13 @@ import re
 from typing import Any
 
 import pytest
-from arq.worker import create_worker
-from sqlmodel import SQLModel, text
+from sqlmodel import SQLModel, col, func, select, text
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from app.core.config import Settings, get_settings
-from app.core.utils import queue
-from app.core.worker.settings import WorkerSettings
+from app.core.db.database import reading
+from app.core.utils.queue import Job, JobState
+from app.core.worker.testing import drain_jobs
 from tests.smtp_server import ReceivedMail, SMTPServer
 
 _TOKEN = re.compile(r"(?<![\w-])[\w-]{43}(?![\w-])", re.ASCII)
@@ -26,16 +26,14 @@ def settings_for(server: SMTPServer, monkeypatch: pytest.MonkeyPatch, **values: 
 
 
 async def do_mail_jobs(**options: Any) -> None:
-    """Does everything in the queue, with the settings of the real worker; the database is the running app's."""
-    here = {"redis_pool": queue.pool, "burst": True, "handle_signals": False, "poll_delay": 0.01}
-    no_others = {"on_startup": None, "on_shutdown": None, "cron_jobs": None}
-    worker = create_worker(WorkerSettings, **here | no_others | options)  # type: ignore[arg-type]  # wants ARQ's own class
-    await worker.main()
+    """Does everything that waits, with the settings of the real worker; the database is the running app's."""
+    await drain_jobs(allow_dead=True, **options)
 
 
 async def jobs_waiting() -> int:
-    """How many jobs are in the queue."""
-    return int(await queue.pool.zcard("arq:queue"))
+    """How many jobs wait for a worker."""
+    async with reading() as db:
+        return (await db.exec(select(func.count()).where(col(Job.state) == JobState.QUEUED))).one()
 
 
 def text_of(mail: ReceivedMail) -> str:

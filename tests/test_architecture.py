@@ -57,7 +57,7 @@ def test_only_main_knows_all_parts() -> None:
 
 def test_arq_has_two_doors() -> None:
     files = importers_of("arq")
-    assert {file for file in files if not file.startswith("core/worker/")} == {"core/utils/queue.py"}
+    assert {file for file in files if not file.startswith("core/worker/")} == {"core/utils/queue/arq_pool.py"}
 
 
 def test_redis_has_two_doors() -> None:

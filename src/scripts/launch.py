@@ -56,6 +56,7 @@ def run(port: int) -> NoReturn:
                     while not _answers(port):
                         log.print_lines(0.05)
                         _look_after(children, changes, services, is_up=False)
+                    _start_long_worker(children, settings)
                     say(_banner(settings, port, is_first))
                     while True:
                         log.print_lines(0.1)
@@ -158,6 +159,12 @@ def _start(children: Children, settings: Settings, port: int) -> None:
     children.start("api", sys.executable, "-m", "uvicorn", *api)
     if isinstance(settings, RedisQueueSettings):
         children.start("worker", sys.executable, "-m", "arq", "src.app.core.worker.settings.WorkerSettings")
+
+
+def _start_long_worker(children: Children, settings: Settings) -> None:
+    """Once the API answers: a newcomer waits for that, and for no job that takes minutes."""
+    if isinstance(settings, RedisQueueSettings):
+        children.start("long", sys.executable, "-m", "arq", "src.app.core.worker.settings.LongWorkerSettings")
 
 
 def _look_after(children: Children, changes: Changes, services: Services | None, *, is_up: bool) -> None:

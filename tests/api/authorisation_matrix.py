@@ -58,7 +58,11 @@ MATRIX = {
     ("DELETE", "/tier/{tier_name}/rate_limit/{id}"):    (401,      403,   403,   401,     200),
     ("GET",    "/security_events"):                     (401,      403,   403,   401,     200),
     ("POST",   "/tasks/task"):                          (201,      201,   201,   401,     201),
+    ("GET",    "/tasks"):                               (401,      200,   200,   401,     200),
     ("GET",    "/tasks/task/{task_id}"):                (404,      200,   404,   401,     200),
+    ("GET",    "/tasks/task/{task_id}/events"):         (404,      200,   404,   401,     200),
+    ("POST",   "/tasks/task/{task_id}/cancel"):         (401,      200,   404,   401,     200),
+    ("POST",   "/tasks/task/{task_id}/replay"):         (401,      403,   403,   401,     200),
 }
 # fmt: on
 
@@ -102,3 +106,5 @@ BODIES: dict[tuple[str, str], Body] = {
     ("POST", "/tasks/task"): lambda _: {"params": {"message": "hello"}},
 }
 NEED_A_COOKIE = {("POST", "/refresh"), ("POST", "/logout")}
+# The stream of one that waits does not end, and one that has not ended cannot be replayed.
+NEED_AN_ENDED_TASK = {"/tasks/task/{task_id}/events", "/tasks/task/{task_id}/replay"}

@@ -1,13 +1,12 @@
 """Changing, resetting and proving what a user signs in with, between HTTP and the tables."""
 
-from functools import partial
 from uuid import UUID
 
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from app.api.sign_in import account_keys, may_pass
 from app.core.config import RedisQueueSettings, Settings
-from app.core.db.database import after_commit, reading
+from app.core.db.database import reading
 from app.core.db.models import utc_now
 from app.core.exceptions.http_exceptions import Forbidden, NotFound, Unprocessable
 from app.core.mail import mail_is_on
@@ -37,16 +36,10 @@ class PasswordTooObvious(Unprocessable):
     text = "This password is among the first that are tried for this user: take another one."
 
 
-def ask_to_verify(user: User, db: AsyncSession, settings: Settings) -> None:
+async def ask_to_verify(user: User, db: AsyncSession, settings: Settings) -> None:
     """Has a mail sent to the user's address once the transaction is committed, where mail can be sent."""
     if settings.inherits(RedisQueueSettings) and mail_is_on(settings):
-        after_commit(db, partial(enqueue_mail, "send_email_verification", user.id))
-
-
-async def enqueue_mail(job: str, about: str | int) -> None:
-    """Leaves it to a job to find out to whom, and to send it. Raises: QueueUnavailable."""
-    async with queue.bounded():
-        await queue.pool.enqueue_job(job, about)
+        await queue.enqueue(db, "send_email_verification", user.id)
 
 
 async def change_password(

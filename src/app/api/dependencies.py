@@ -9,7 +9,7 @@ from typing import Annotated
 from urllib.parse import urlsplit
 from uuid import UUID
 
-from fastapi import Depends, Path, Query, Request, Response
+from fastapi import Depends, Header, Path, Query, Request, Response
 from fastapi.security import APIKeyCookie, OAuth2PasswordBearer
 from sqlmodel.ext.asyncio.session import AsyncSession
 
@@ -22,13 +22,14 @@ from app.core.security import AccessToken, InvalidToken, decode_access_token
 from app.core.setup import Dependency
 from app.core.utils import queue
 from app.core.utils.cache import identify_caller
+from app.core.utils.queue import LONGEST_NAME, Feed, Job, JobStatus
 from app.core.utils.rate_limit import EVERY_PATH, Limiter, limit, limited_paths, limits_routes
 from app.crud.crud_rate_limit import RateLimitNotFound, crud_rate_limits
 from app.crud.crud_security_event import Client
 from app.crud.crud_tier import TierNotFound, crud_tiers
 from app.crud.crud_users import UserNotFound, crud_users
 from app.crud.helper import Paging
-from app.models.job import JobNotFound, JobRead, may_see
+from app.models.job import JobNotFound, may_see
 from app.models.rate_limit import RateLimit, RateLimitCreate, RateLimitUpdate
 from app.models.security_event import EventKind
 from app.models.tier import Tier, TierName
@@ -334,16 +335,42 @@ async def get_rate_limit(tier: ParentTier, rate_limit_id: RateLimitId, db: Sessi
 RateLimitDep = Annotated[RateLimit, Depends(get_rate_limit)]
 
 
-async def get_job(viewer: OptionalUser, task_id: Annotated[str, Path(pattern=r"^[0-9a-f-]{1,64}$")]) -> JobRead:
+async def get_job(viewer: OptionalUser, task_id: Annotated[str, Path(pattern=r"^[!-.0-~]{1,128}$")]) -> Job:
     """The job in the path. Somebody else's looks the same as one that does not exist."""
-    async with queue.bounded():
-        job = await queue.find_job(task_id) if may_see(viewer, task_id) else None
-    if job is None:
+    job = await queue.find(task_id)
+    if job is None or not may_see(viewer, job):
         raise JobNotFound
-    return JobRead.model_validate(job)
+    return job
 
 
-JobDep = Annotated[JobRead, Depends(get_job)]
+JobDep = Annotated[Job, Depends(get_job)]
+
+
+async def get_managed_job(current: CurrentUser, job: JobDep) -> Job:
+    """The job in the path, which is the caller's, unless the caller is a superuser."""
+    if job.owner_id != current.id and not current.is_superuser:
+        raise Forbidden
+    return job
+
+
+ManagedJob = Annotated[Job, Depends(get_managed_job)]
+
+
+async def get_job_to_replay(_: CurrentSuperuser, job: JobDep) -> Job:
+    """The job in the path; for superusers."""
+    return job
+
+
+JobToReplay = Annotated[Job, Depends(get_job_to_replay)]
+
+
+async def get_job_feed(request: Request) -> Feed:
+    """What follows jobs."""
+    feed: Feed = request.app.state.job_feed
+    return feed
+
+
+JobFeed = Annotated[Feed, Depends(get_job_feed)]
 
 SessionId = Annotated[UUID, Path(alias="id")]
 
@@ -366,6 +393,42 @@ async def get_wanted_events(
 
 
 EventFilter = Annotated[WantedEvents, Depends(get_wanted_events)]
+
+
+@dataclass(frozen=True, slots=True)
+class WantedJobs:
+    """Which jobs are asked for."""
+
+    status: JobStatus | None
+    function: str | None
+
+
+async def get_wanted_jobs(
+    status: JobStatus | None = None, function: Annotated[str | None, VisibleText(LONGEST_NAME), Query()] = None
+) -> WantedJobs:
+    """Which jobs are asked for: all, or in one status, or of one function."""
+    return WantedJobs(status, function)
+
+
+JobFilter = Annotated[WantedJobs, Depends(get_wanted_jobs)]
+
+
+async def get_idempotency_key(
+    user: OptionalUser,
+    key: Annotated[
+        str | None,
+        Header(
+            alias="Idempotency-Key",
+            pattern=r"^[!-~]{1,200}$",
+            description="Another request of the same caller with the same key gets the same task.",
+        ),
+    ] = None,
+) -> str | None:
+    """The key that was sent, made the caller's own: two users who choose the same one have two tasks."""
+    return None if key is None else f"{user.id if user else 'anybody'}:{key}"
+
+
+IdempotencyKey = Annotated[str | None, Depends(get_idempotency_key)]
 
 TaskMessage = Annotated[str, VisibleText(500), Query(description="What the task is to say.")]
 

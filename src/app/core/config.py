@@ -355,6 +355,8 @@ class RedisQueueSettings(SettingsGroup):
     REDIS_QUEUE_HOST: str = "localhost"
     REDIS_QUEUE_PORT: Port = 6379
     REDIS_QUEUE_URL: RedisUrl = None
+    JOB_KEEP_DAYS: int = Field(7, ge=1, le=3650, description="for how many days jobs are kept after their end")
+    DEAD_JOB_KEEP_DAYS: int = Field(30, ge=1, le=3650, description="for how many days dead letters are kept")
 
     @property
     def redis_queue_url(self) -> str:
@@ -426,6 +428,8 @@ class MetricsSettings(SettingsGroup):
     METRICS_TOKEN: SecretStr | None = Field(
         None, min_length=16, description="at least 16 random characters, which Prometheus sends as a bearer token"
     )
+    WORKER_METRICS_PORT: Port | None = Field(None, description="a TCP port, 1 to 65535, where a worker has its metrics")
+    WORKER_METRICS_HOST: str = Field("127.0.0.1", description="an address of this machine; they are open to all there")
 
 
 def _is_email_address(value: str) -> str:

@@ -1,17 +1,24 @@
 """`/metrics`, for Prometheus. What is counted is defined next to what counts it."""
 
+import asyncio
 import hmac
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Annotated
 
+import structlog
 from fastapi import Depends, FastAPI
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import SecretStr
 from starlette.responses import Response
 
-from app.core.exceptions.http_exceptions import Unauthorized
+from app.core.exceptions.http_exceptions import Problem, Unauthorized
 
 PATH = "/metrics"
+
+COUNT_SECONDS = 2.0  # that an answer waits for what is counted elsewhere
+
+log = structlog.stdlib.get_logger("slipway.metrics")
 
 _bearer = HTTPBearer(auto_error=False)
 
@@ -20,13 +27,20 @@ class MetricsUnauthorized(Unauthorized):
     text = "The metrics are for those who have their token."
 
 
-def add_metrics(app: FastAPI, token: SecretStr | None, *, open_to_all: bool) -> None:
+def add_metrics(
+    app: FastAPI,
+    token: SecretStr | None,
+    *,
+    open_to_all: bool,
+    counts: Sequence[Callable[[], Awaitable[None]]] = (),
+) -> None:
     """Adds the route, unless nobody could read it.
 
     Args:
         app: the app.
         token: what readers have to send as a bearer token.
         open_to_all: whether, without a token, everybody may read it.
+        counts: brings what is counted elsewhere up to date. While that is away, the last count stands.
     """
     if token is None and not open_to_all:
         return
@@ -35,9 +49,18 @@ def add_metrics(app: FastAPI, token: SecretStr | None, *, open_to_all: bool) -> 
         """What this process has counted since it started."""
         if token is not None and not _is_same(sent.credentials if sent else "", token):
             raise MetricsUnauthorized
+        await asyncio.gather(*map(_up_to_date, counts))
         return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST, headers={"Cache-Control": "no-store"})
 
     app.add_api_route(PATH, metrics, include_in_schema=False)
+
+
+async def _up_to_date(count: Callable[[], Awaitable[None]]) -> None:
+    try:
+        async with asyncio.timeout(COUNT_SECONDS):
+            await count()
+    except (Problem, TimeoutError) as error:
+        log.warning("metrics not up to date", why=repr(error))
 
 
 def _is_same(sent: str, token: SecretStr) -> bool:

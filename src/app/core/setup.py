@@ -40,6 +40,7 @@ from app.core.exceptions.problem_response import add_problem_handlers, answer_to
 from app.core.metrics import add_metrics
 from app.core.openapi import add_openapi
 from app.core.route_table import add_route_table
+from app.core.stop_signal import on_stop_signal
 from app.core.utils import queue
 from app.core.utils.cache import check_cached_routes, open_cache
 from app.core.utils.rate_limit import open_rate_limiter
@@ -105,7 +106,9 @@ def create_application(
     add_route_table(app)
     _add_docs_where_allowed(app, settings, docs_guard)
     if isinstance(settings, MetricsSettings):
-        add_metrics(app, settings.METRICS_TOKEN, open_to_all=environment_of(settings) is EnvironmentOption.LOCAL)
+        counts = [queue.count_jobs] if settings.inherits(PostgresSettings, RedisQueueSettings) else []
+        is_local = environment_of(settings) is EnvironmentOption.LOCAL
+        add_metrics(app, settings.METRICS_TOKEN, open_to_all=is_local, counts=counts)
     _add_middleware(app, settings)
     return app
 
@@ -180,8 +183,11 @@ async def _lifespan(app: FastAPI, inner: Any) -> AsyncIterator[Any]:
             stack.callback(delattr, app.state, "rate_limiter")
             found.append(Dependency("redis_rate_limit", app.state.rate_limiter.ping))
         if isinstance(settings, RedisQueueSettings):
-            pool = await queue.open_queue(settings)
-            stack.push_async_callback(queue.close_queue, pool)
+            shared = links.get(settings.redis_queue_url)
+            pool = await stack.enter_async_context(queue.open_queue(settings, shared))
+            app.state.job_feed = queue.Feed()
+            stack.push_async_callback(app.state.job_feed.close)
+            stack.enter_context(on_stop_signal(app.state.job_feed.end))
             found.append(Dependency("redis_queue", pool.ping))
         app.state.dependencies = found
         end_transactions_before_answers(app)  # Again, as what follows: for the routes that were added since.

@@ -32,9 +32,16 @@ class CRUDBase(Generic[ModelT]):
     problems: ClassVar[dict[str, type[Problem]]] = {}
     not_found: ClassVar[type[NotFound]] = NotFound
 
-    async def get(self, db: AsyncSession, id: int | UUID) -> ModelT | None:  # noqa: A002 -- the column's name
+    async def get(self, db: AsyncSession, id: int | str | UUID) -> ModelT | None:  # noqa: A002 -- the column's name
         """The row with this primary key."""
         return await db.get(self.model, id)
+
+    async def get_present(self, db: AsyncSession, id: int | str | UUID) -> ModelT:  # noqa: A002 -- the column's name
+        """The same, as it is by now. Raises: `not_found`."""
+        row = await db.get(self.model, id, populate_existing=True)
+        if row is None:
+            raise self.not_found
+        return row
 
     async def create(self, db: AsyncSession, row: ModelT) -> ModelT:
         """Inserts a row. Raises: the Problem of the constraint it violates."""

@@ -1,6 +1,7 @@
 """Every table, so that importing this package fills the metadata that migrations compare against."""
 
 from app.core.db.outbox import CacheInvalidation
+from app.core.utils.queue.table import Job
 from app.models.login_session import LoginSession
 from app.models.login_throttle import LoginThrottle
 from app.models.mail_token import MailToken
@@ -12,6 +13,7 @@ from app.models.user import User
 
 __all__ = [
     "CacheInvalidation",
+    "Job",
     "LoginSession",
     "LoginThrottle",
     "MailToken",

@@ -3,11 +3,12 @@
 from fastapi import APIRouter, Depends
 from starlette.status import HTTP_202_ACCEPTED
 
-from app.api.credentials import InvalidMailToken, enqueue_mail, verify_email
+from app.api.credentials import InvalidMailToken, verify_email
 from app.api.dependencies import ClientDep, CurrentUser, SessionDep, never_cached
 from app.core.exceptions.http_exceptions import Unauthorized
 from app.core.openapi import problems
 from app.core.schemas import Message
+from app.core.utils import queue
 from app.models.user import MailTokenUse
 
 router = APIRouter(prefix="/email_verification", tags=["users"], dependencies=[Depends(never_cached)])
@@ -16,7 +17,7 @@ router = APIRouter(prefix="/email_verification", tags=["users"], dependencies=[D
 @router.post("", status_code=HTTP_202_ACCEPTED, responses=problems(Unauthorized))
 async def request_email_verification(user: CurrentUser) -> Message:
     """Ask for another mail with a link, to your address."""
-    await enqueue_mail("send_email_verification", user.id)
+    await queue.pool.enqueue_job("send_email_verification", user.id)
     return Message(message="A mail is on its way, unless one was sent within the last minute.")
 
 

@@ -56,7 +56,7 @@ async def create_user(values: UserCreate, db: SessionDep, settings: SettingsDep)
     """Sign up. Where mail can be sent, one goes out that asks to verify the address."""
     hashed = await hash_password(values.password.get_secret_value(), settings)
     user = await crud_users.register(db, values, hashed)
-    ask_to_verify(user, db, settings)
+    await ask_to_verify(user, db, settings)
     return user
 
 
@@ -104,7 +104,7 @@ async def update_user(
     updated = await crud_users.update(db, user, values)
     if updated.email.lower() != earlier.lower():
         await crud_security_events.record(db, EventKind.EMAIL_CHANGED, client, user_id=user.id, actor_id=actor.id)
-        ask_to_verify(updated, db, settings)
+        await ask_to_verify(updated, db, settings)
     return updated
 
 

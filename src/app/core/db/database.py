@@ -91,10 +91,20 @@ class Transaction(AsyncSession):
                 log.exception("action after commit failed")
 
 
-def open_database(settings: PostgresSettings) -> AsyncEngine:
-    """Makes the engine that `async_get_db` uses from now on. Connects only when first asked to."""
+def open_database(
+    settings: PostgresSettings, *, pool_size: int | None = None, command_timeout: float | None = COMMAND_TIMEOUT
+) -> AsyncEngine:
+    """Makes the engine that `async_get_db` uses from now on. Connects only when first asked to.
+
+    Args:
+        settings: where it is.
+        pool_size: how many connections it may have, if not `POSTGRES_POOL_SIZE`.
+        command_timeout: seconds for one statement; None where others see to it that nothing waits for ever.
+    """
     global _sessions, _readers
-    engine = create_engine(settings, pool_size=settings.POSTGRES_POOL_SIZE)
+    engine = create_engine(
+        settings, pool_size=pool_size or settings.POSTGRES_POOL_SIZE, command_timeout=command_timeout
+    )
     # Closed for good: one that is used again, while an answer is streamed, say, would never give its connection back.
     _sessions = async_sessionmaker(engine, class_=Transaction, expire_on_commit=False, close_resets_only=False)
     _readers = async_sessionmaker(
@@ -103,7 +113,9 @@ def open_database(settings: PostgresSettings) -> AsyncEngine:
     return engine
 
 
-def create_engine(settings: PostgresSettings, pool_size: int) -> AsyncEngine:
+def create_engine(
+    settings: PostgresSettings, pool_size: int, command_timeout: float | None = COMMAND_TIMEOUT
+) -> AsyncEngine:
     """An engine of so many connections, whose outages are `DatabaseUnavailable`."""
     engine = create_async_engine(
         settings.postgres_url,
@@ -115,7 +127,7 @@ def create_engine(settings: PostgresSettings, pool_size: int) -> AsyncEngine:
         connect_args={
             "async_creator_fn": _connect,
             "timeout": CONNECT_TIMEOUT,
-            "command_timeout": COMMAND_TIMEOUT,
+            "command_timeout": command_timeout,
             "server_settings": {"application_name": "slipway"},
         },
     )

@@ -1,16 +1,11 @@
 """The mails about an account. Each job finds out by itself to whom, so that whoever asked learns nothing from it."""
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Any
 
-import structlog
-from arq import Retry
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from app.core.config import Settings, get_settings
-from app.core.db.database import DatabaseUnavailable, transaction
-from app.core.mail import Mail, MailNotSent, send_mail
+from app.core.mail import Mail, send_mail
 from app.crud.crud_mail_token import LIFETIMES, crud_mail_tokens
 from app.crud.crud_security_event import Client, crud_security_events
 from app.crud.crud_users import crud_users
@@ -18,38 +13,23 @@ from app.models.mail_token import MailPurpose
 from app.models.security_event import EventKind
 from app.models.user import User
 
-FIRST_RETRY = 10  # seconds; each further one takes three times as long, which outlasts most greylisting
-
 Context = dict[Any, Any]
-
-log = structlog.stdlib.get_logger("slipway.worker")
 
 
 async def send_password_reset(ctx: Context, email: str) -> None:
     """Sends whoever has this address a token for a new password; nobody anything when nobody has it."""
-    async with _transaction_or_retry(ctx) as db:
-        user = await crud_users.get_by_login(db, email)
-        if user is not None and await _send(db, user, MailPurpose.PASSWORD_RESET):
-            await crud_security_events.record(db, EventKind.PASSWORD_RESET_REQUESTED, Client(), user_id=user.id)
+    db = ctx["db"]
+    user = await crud_users.get_by_login(db, email)
+    if user is not None and await _send(db, user, MailPurpose.PASSWORD_RESET):
+        await crud_security_events.record(db, EventKind.PASSWORD_RESET_REQUESTED, Client(), user_id=user.id)
 
 
 async def send_email_verification(ctx: Context, user_id: int) -> None:
     """Sends a user a token that shows that the mail to their address is read."""
-    async with _transaction_or_retry(ctx) as db:
-        user = await crud_users.get(db, user_id)
-        if user is not None and not user.is_deleted and user.email_verified_at is None:
-            await _send(db, user, MailPurpose.EMAIL_VERIFICATION)
-
-
-@asynccontextmanager
-async def _transaction_or_retry(ctx: Context) -> AsyncIterator[AsyncSession]:
-    """A transaction; rolled back, and the job done again later, when a server is away."""
-    try:
-        async with transaction() as db:
-            yield db
-    except (MailNotSent, DatabaseUnavailable) as error:
-        log.warning("mail put off", reason=str(error))
-        raise Retry(defer=FIRST_RETRY * 3 ** (ctx["job_try"] - 1)) from error
+    db = ctx["db"]
+    user = await crud_users.get(db, user_id)
+    if user is not None and not user.is_deleted and user.email_verified_at is None:
+        await _send(db, user, MailPurpose.EMAIL_VERIFICATION)
 
 
 async def _send(db: AsyncSession, user: User, purpose: MailPurpose) -> bool:

@@ -8,11 +8,14 @@ import structlog
 from app.core.config import get_settings
 from app.core.db.database import transaction
 from app.core.db.models import utc_now
+from app.crud.crud_job import crud_jobs
 from app.crud.crud_login_session import crud_login_sessions
 from app.crud.crud_login_throttle import crud_login_throttle
 from app.crud.crud_mail_token import crud_mail_tokens
 from app.crud.crud_security_event import crud_security_events
 from app.crud.crud_token_blacklist import crud_token_blacklist
+
+PART = 10_000  # jobs that are removed at once
 
 log = structlog.stdlib.get_logger("slipway.worker")
 
@@ -30,4 +33,21 @@ async def purge_expired(ctx: dict[Any, Any]) -> dict[str, int]:
             "events": await crud_security_events.purge(db, utc_now() - timedelta(days=days)),
         }
     log.info("purged", **removed)
+    return removed
+
+
+async def purge_jobs(ctx: dict[Any, Any]) -> int:
+    """Removes jobs that have ended long enough ago. Says how many."""
+    settings = get_settings()
+    removed, part = 0, PART
+    while part == PART:  # In parts, each a transaction: there can be millions.
+        async with transaction() as db:
+            part = await crud_jobs.purge(
+                db,
+                ended_before=utc_now() - timedelta(days=settings.JOB_KEEP_DAYS),
+                died_before=utc_now() - timedelta(days=settings.DEAD_JOB_KEEP_DAYS),
+                most=PART,
+            )
+        removed += part
+    log.info("purged", jobs=removed)
     return removed

@@ -1,0 +1,74 @@
+"""The job queue: durable jobs, with ARQ's simple API (docs/jobs.md).
+
+await queue.enqueue(db, "name_of_function", argument)    # in a transaction: sent if and only if it is committed
+await queue.pool.enqueue_job("name_of_function", argument)    # at once
+"""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from app.core.config import PostgresSettings, RedisQueueSettings
+from app.core.utils.queue import sending
+from app.core.utils.queue.arq_pool import ArqJob, JobPool, find, pool_to, worker_redis_settings
+from app.core.utils.queue.feed import Feed
+from app.core.utils.queue.lifecycle import replay, request_cancel
+from app.core.utils.queue.metrics import count_jobs
+from app.core.utils.queue.reporting import progress
+from app.core.utils.queue.sending import DEFAULT_QUEUE, DRAWN_ID, LONG_QUEUE, Enqueued, JobIdTaken, enqueue
+from app.core.utils.queue.serialization import dumps, loads
+from app.core.utils.queue.table import LONGEST_NAME, Job, JobState, JobStatus
+from app.core.utils.queue.transport import Transport
+from app.core.utils.redis_link import AnyLink, link_to
+
+__all__ = [
+    "DEFAULT_QUEUE",
+    "DRAWN_ID",
+    "LONGEST_NAME",
+    "LONG_QUEUE",
+    "ArqJob",
+    "Enqueued",
+    "Feed",
+    "Job",
+    "JobIdTaken",
+    "JobPool",
+    "JobState",
+    "JobStatus",
+    "count_jobs",
+    "dumps",
+    "enqueue",
+    "find",
+    "loads",
+    "open_queue",
+    "pool",
+    "progress",
+    "replay",
+    "request_cancel",
+    "worker_redis_settings",
+]
+
+# Set while an app with `RedisQueueSettings` runs: `await queue.pool.enqueue_job("name_of_function", argument)`.
+pool: JobPool
+
+
+@asynccontextmanager
+async def open_queue(settings: RedisQueueSettings, shared: AnyLink | None = None) -> AsyncIterator[JobPool]:
+    """The queue, while an app or a worker runs; sets `pool`. It opens, and takes jobs, while Redis/Valkey is away.
+
+    Args:
+        settings: where the server is, and whether there is a database.
+        shared: an open link to the same server, to use instead of another one.
+    """
+    global pool
+    pool = opened = pool_to(settings, durable=isinstance(settings, PostgresSettings))
+    link = shared or link_to(settings.redis_queue_url, "queue")
+    transport = Transport(link)
+    try:
+        if link is not shared:
+            await link.open()
+        sending.add(transport)
+        yield opened
+    finally:
+        sending.remove(transport)
+        if link is not shared:
+            await link.close()
+        await opened.aclose(close_connection_pool=True)

@@ -1,0 +1,61 @@
+"""What a job says of itself while it runs."""
+
+from time import monotonic
+from typing import Any, Final
+
+import structlog
+from sqlalchemy import text
+
+from app.core.db.database import DatabaseUnavailable, reading
+from app.core.utils.queue.serialization import dumps
+
+LEAST_PAUSE: Final = 0.25  # seconds between two reports that are written; what comes between is kept for the next one
+LONGEST_MESSAGE: Final = 200  # characters
+
+_WRITE = text("UPDATE job SET progress = CAST(:progress AS json) WHERE id = :id AND runs = :runs AND state = 'running'")
+
+log = structlog.stdlib.get_logger("slipway.worker")
+
+
+async def progress(ctx: dict[Any, Any], done: float, total: float | None = None, message: str | None = None) -> None:
+    """Tells whoever follows this job how far it is. Never fails, and costs nothing when called often.
+
+    It can be read at once, whatever becomes of the job's transaction.
+
+    Args:
+        ctx: the job's.
+        done, total: how much of how much, in whatever unit; `total` where it is known.
+        message: a line for people.
+    """
+    reporter: Reporter | None = ctx.get("progress")
+    if reporter is not None:  # Called without a worker, a function just does its work.
+        await reporter.report(done, total, message)
+
+
+class Reporter:
+    """Writes the progress of one run of a job."""
+
+    def __init__(self, job_id: str, runs: int) -> None:
+        self._row = {"id": job_id, "runs": runs}
+        self._unwritten: str | None = None
+        self._written_at = 0.0  # on the monotonic clock
+
+    async def report(self, done: float, total: float | None, message: str | None) -> None:
+        """`progress`, for one run."""
+        said = message[:LONGEST_MESSAGE] if message is not None else None
+        self._unwritten = dumps({"done": done, "total": total, "message": said}).decode()
+        if monotonic() - self._written_at < LEAST_PAUSE:
+            return
+        self._written_at = monotonic()
+        try:
+            async with reading() as db:
+                await (await db.connection()).execute(_WRITE, self._row | {"progress": self._unwritten})
+        except DatabaseUnavailable:
+            log.debug("progress not written")
+        else:
+            self._unwritten = None
+
+    @property
+    def unwritten(self) -> str | None:
+        """The last report, as JSON, if it was not written; the job's end does that."""
+        return self._unwritten

@@ -1,0 +1,184 @@
+"""Writes jobs down in the caller's transaction, and sends them once it is committed (a transactional outbox)."""
+
+import re
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from functools import partial
+from typing import Any, Final
+from uuid import uuid4
+
+import structlog
+from sqlalchemy import text
+from sqlmodel.ext.asyncio.session import AsyncSession
+
+from app.core.db.database import after_commit, reading
+from app.core.utils.queue.metrics import ENQUEUED
+from app.core.utils.queue.serialization import dumps
+from app.core.utils.queue.table import LONGEST_ID, LONGEST_KEY, LONGEST_NAME
+from app.core.utils.queue.transport import Transport
+from app.core.utils.redis_link import LinkError
+
+DEFAULT_QUEUE: Final = "arq:queue"
+LONG_QUEUE: Final = "arq:queue:long"
+ID_IS_TAKEN: Final = timedelta(hours=1)  # after the end of the job that had it; ARQ's `keep_result`
+# An id that was given rather than drawn can be guessed: such a job is never shown to just anybody.
+DRAWN_ID: Final = re.compile(r"[0-9a-f]{32}")
+
+_ID = re.compile(rf"[!-~]{{1,{LONGEST_ID}}}")
+
+Delay = int | float | timedelta | None
+
+log = structlog.stdlib.get_logger("slipway.queue")
+
+
+@dataclass(frozen=True, slots=True)
+class Enqueued:
+    """What `enqueue` answers with.
+
+    Attributes:
+        job_id: the job's id.
+        due: when it may start; None when the idempotency key has named an earlier job.
+    """
+
+    job_id: str
+    due: datetime | None
+
+
+class JobIdTaken(Exception):  # noqa: N818 -- a state
+    """There is a job with this id already."""
+
+
+_FORGET_ENDED = text("DELETE FROM job WHERE id = :id AND finished_at < clock_timestamp() - CAST(:taken AS interval)")
+_INSERT = text(
+    "INSERT INTO job (id, queue, function, args, keywords, owner_id, idempotency_key, attempt,"
+    " created_at, run_after, start_before)"
+    " SELECT :id, :queue, :function, CAST(:args AS json), CAST(:keywords AS json), :owner_id, :key, :attempt,"
+    " now, coalesce(CAST(:until AS timestamptz), now + CAST(:delay AS interval)), now + CAST(:expires AS interval)"
+    " FROM (SELECT clock_timestamp() AS now) AS clock ON CONFLICT DO NOTHING RETURNING id, run_after"
+)
+_BY_KEY = text("SELECT id FROM job WHERE idempotency_key = :key")
+
+_transports: list[Transport] = []  # more than one where several apps run in a process, as in tests
+
+
+async def enqueue(
+    db: AsyncSession,
+    function: str,
+    *args: Any,
+    _job_id: str | None = None,
+    _queue_name: str = DEFAULT_QUEUE,
+    _defer_until: datetime | None = None,
+    _defer_by: Delay = None,
+    _expires: Delay = None,
+    _job_try: int | None = None,
+    _owner_id: int | None = None,
+    _idempotency_key: str | None = None,
+    _id_is_taken: timedelta = ID_IS_TAKEN,
+    **kwargs: Any,
+) -> Enqueued:
+    """Has a function run by a worker, if and only if this transaction is committed.
+
+    It is sent once that is done. When that fails, because Redis/Valkey is away or this process is killed, a worker
+    finds it in the table within seconds.
+
+    Args:
+        db: the transaction.
+        function: its name in `WorkerSettings.functions`.
+        args, kwargs: what it is called with, after `ctx`: whatever JSON can hold.
+        _job_id: an id to give it.
+        _queue_name: whose workers are to run it: `LONG_QUEUE` for what takes minutes.
+        _defer_until, _defer_by: not before this moment, or not within so many seconds.
+        _expires: not after so many seconds from now: it is then a dead letter.
+        _job_try: how many attempts this is, if they begin with another one than the first.
+        _owner_id: the user who may read it.
+        _idempotency_key: a second call with the same one, for as long as the first one's job is kept, makes no job
+            and answers with that one's id.
+        _id_is_taken: for how long after a job's end its `_job_id` stays taken.
+
+    Raises:
+        JobIdTaken: a job has this `_job_id`, or had it until `_id_is_taken` ago.
+        TypeError, ValueError: JSON cannot hold the arguments, or a name is too long.
+        DatabaseUnavailable
+    """
+    if _defer_until is not None and _defer_by is not None:
+        raise ValueError("Give _defer_until or _defer_by, not both.")
+    if _defer_until is not None and _defer_until.tzinfo is None:
+        raise ValueError("_defer_until needs a time zone.")
+    values = {
+        "id": _checked_id(_job_id) if _job_id is not None else uuid4().hex,
+        "queue": _at_most(LONGEST_NAME, _queue_name),
+        "function": _at_most(LONGEST_NAME, function),
+        "args": dumps(args).decode(),
+        "keywords": dumps(kwargs).decode(),
+        "owner_id": _owner_id,
+        "key": _at_most(LONGEST_KEY, _idempotency_key) if _idempotency_key is not None else None,
+        "attempt": (_job_try or 1) - 1,
+        "until": _defer_until,
+        "delay": _as_timedelta(_defer_by) or timedelta(),
+        "expires": _as_timedelta(_expires),
+    }
+    connection = await db.connection()
+    if _job_id is not None:
+        await connection.execute(_FORGET_ENDED, {"id": _job_id, "taken": _id_is_taken})
+    row = (await connection.execute(_INSERT, values)).one_or_none()
+    if row is None:
+        earlier = await connection.scalar(_BY_KEY, {"key": values["key"]})
+        if earlier is None:
+            raise JobIdTaken(values["id"])
+        return Enqueued(earlier, None)
+    after_commit(db, partial(send, _queue_name, row.id, row.run_after))
+    ENQUEUED.labels(function).inc()
+    return Enqueued(row.id, row.run_after)
+
+
+async def enqueue_now(function: str, *args: Any, _queue_name: str = DEFAULT_QUEUE, **options: Any) -> Enqueued | None:
+    """`enqueue` in a transaction of its own, which is committed at once. None: the `_job_id` is taken."""
+    try:
+        async with reading() as db:
+            enqueued = await enqueue(db, function, *args, _queue_name=_queue_name, **options)
+    except JobIdTaken:
+        return None
+    if enqueued.due is not None:
+        await send(_queue_name, enqueued.job_id, enqueued.due)
+    return enqueued
+
+
+async def send(queue: str, job_id: str, due: datetime) -> None:
+    """Sends a job whose row is committed. That it cannot be sent is no error: a worker finds it in the table."""
+    if not _transports:
+        return  # A script, say.
+    try:
+        await _transports[-1].send(queue, job_id, due)
+    except LinkError as error:
+        log.debug("job not sent yet", job_id=job_id, why=repr(error))
+
+
+def add(transport: Transport) -> None:
+    """What is enqueued in this process is sent over this one from now on."""
+    _transports.append(transport)
+
+
+def current_transport() -> Transport:
+    """The one that was opened last, of those that are open."""
+    return _transports[-1]
+
+
+def remove(transport: Transport) -> None:
+    """It is open no more."""
+    _transports.remove(transport)
+
+
+def _checked_id(job_id: str) -> str:
+    if not _ID.fullmatch(job_id):
+        raise ValueError(f"A job's id is up to {LONGEST_ID} visible ASCII characters.")
+    return job_id
+
+
+def _at_most(longest: int, name: str) -> str:
+    if len(name) > longest or "\x00" in name:
+        raise ValueError(f"{name[:40]!r} is longer than {longest} characters, or has a NUL in it.")
+    return name
+
+
+def _as_timedelta(delay: Delay) -> timedelta | None:
+    return delay if delay is None or isinstance(delay, timedelta) else timedelta(seconds=delay)

@@ -1,0 +1,35 @@
+"""JSON, and never pickle: what is read from Redis/Valkey or a table must not be run."""
+
+import json
+from typing import Any
+
+
+def dumps(value: Any) -> bytes:
+    """JSON; an exception, which ARQ stores as the result of a failed job, becomes its text.
+
+    Half of a surrogate pair, which could be stored but not answered with, becomes a question mark.
+
+    Raises: TypeError or ValueError for what JSON cannot hold.
+    """
+    text = json.dumps(value, default=_exception_as_text, ensure_ascii=False, allow_nan=False)
+    return text.encode(errors="replace")
+
+
+def loads(value: bytes | str) -> Any:
+    """The reverse of `dumps`. Raises: ValueError for anything but JSON, pickles included."""
+    return json.loads(value)
+
+
+def describe(error: BaseException) -> str:
+    """An exception in a line or a few, as a job's error."""
+    text = str(error).replace("\x00", "\N{REPLACEMENT CHARACTER}").encode(errors="replace").decode()
+    return f"{type(error).__name__}: {text}"[:LONGEST_ERROR] if text else type(error).__name__
+
+
+LONGEST_ERROR = 4000  # characters
+
+
+def _exception_as_text(value: object) -> str:
+    if isinstance(value, BaseException):
+        return describe(value)
+    raise TypeError(f"{type(value).__name__} is not JSON serializable")

@@ -1,0 +1,68 @@
+"""Carries the ids of jobs to the workers: a sorted set per queue, by when they are due, as ARQ has it.
+
+Whatever is lost here is sent again from the table, and what comes twice is claimed once.
+"""
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from typing import Any, Final
+
+from app.core.utils.redis_link import AnyLink, Script
+
+MARKER: Final = "slipway:jobs"  # gone: the server was emptied, or has come back without what it had
+MOST_AT_ONCE: Final = 1000
+
+# Two workers never take the same id. Times are in milliseconds.
+_TAKE: Final = Script(
+    """
+local ids = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', ARGV[1], 'LIMIT', 0, ARGV[2])
+if #ids > 0 then redis.call('ZREM', KEYS[1], unpack(ids)) end
+return ids
+"""
+)
+
+
+class Transport:
+    """The sorted sets, over a link that is shared with others or not. Everything raises LinkError."""
+
+    def __init__(self, link: AnyLink) -> None:
+        """`link` is open."""
+        self.link = link
+
+    async def send(self, queue: str, job_id: str, due: datetime) -> None:
+        """Has a job taken from `due` on. One that is there already is due then."""
+        await self.link.send("ZADD", queue, _score(due), job_id)
+
+    async def send_all(self, queue: str, due_by_id: dict[str, datetime]) -> None:
+        """The same for many."""
+        for some in _in_parts(list(due_by_id.items())):
+            words = [word for job_id, due in some for word in (_score(due), job_id)]
+            await self.link.send("ZADD", queue, *words)
+
+    async def take(self, queue: str, now: datetime, most: int) -> list[str]:
+        """Takes out jobs that are due, the longest due first."""
+        taken = await self.link.call(_TAKE, queue, _score(now), min(most, MOST_AT_ONCE))
+        return [job_id.decode(errors="replace") for job_id in taken]
+
+    async def missing(self, queue: str, ids: Sequence[str]) -> set[str]:
+        """Which of these are not there."""
+        found: list[Any] = []
+        for some in _in_parts(ids):
+            found += await self.link.send("ZMSCORE", queue, *some)
+        return {job_id for job_id, score in zip(ids, found, strict=True) if score is None}
+
+    async def was_emptied(self) -> bool:
+        """Whether the server has lost everything since this was last asked, by whichever worker. True once."""
+        return await self.link.send("SET", MARKER, 1, "NX") is not None
+
+    async def ping(self) -> None:
+        """Returns when the server is there."""
+        await self.link.send("PING")
+
+
+def _score(moment: datetime) -> int:
+    return int(moment.timestamp() * 1000)
+
+
+def _in_parts(items: Sequence[Any]) -> Iterable[Sequence[Any]]:
+    return (items[start : start + MOST_AT_ONCE] for start in range(0, len(items), MOST_AT_ONCE))

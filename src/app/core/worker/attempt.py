@@ -1,0 +1,194 @@
+"""One attempt at one job: what its function does, and that it is done, are one transaction."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
+from time import perf_counter
+from typing import Any, Final
+
+import structlog
+from arq.cron import CronJob
+from arq.worker import Function, Retry, Worker
+from structlog.contextvars import bound_contextvars
+
+from app.core.db.database import reading, transaction
+from app.core.utils.queue import JobState, dumps
+from app.core.utils.queue.metrics import ATTEMPTS, SECONDS, WAITED
+from app.core.utils.queue.reporting import Reporter
+from app.core.utils.queue.sending import send
+from app.core.utils.queue.serialization import describe
+from app.core.worker.claims import Claimed, LeaseLost, end, put_back, succeed
+from app.core.worker.options import GiveUp, pause_before_retry
+
+WRITE_SECONDS: Final = 5.0  # that may go by until it is written down how an attempt ended; its lease sees to it later
+
+log = structlog.stdlib.get_logger("slipway.worker")
+
+
+class Attempt:
+    """An attempt, from its claim to its end. `task` runs it, and never fails."""
+
+    def __init__(self, job: Claimed, function: Function | CronJob, worker: Worker) -> None:
+        """
+        Args:
+            job: what to do.
+            function: what does it.
+            worker: whose options, hooks and context it goes by.
+        """
+        self.job = job
+        self._function = function
+        self._worker = worker
+        self._reporter = Reporter(job.id, job.runs)
+        self._ctx = worker.ctx | {
+            "job_id": job.id,
+            "job_try": job.attempt,
+            "enqueue_time": job.created_at,
+            "score": int(job.run_after.timestamp() * 1000),
+            "progress": self._reporter,
+        }
+        self._is_ending = False
+        self._told: JobState | LeaseLost | None = None
+        self.task: asyncio.Task[None] | None = None
+
+    def start(self, when_done: Callable[["Attempt"], None]) -> asyncio.Task[None]:
+        """Begins. `when_done` is called at the end, whatever that was."""
+        self.task = asyncio.create_task(self._run(), name=f"job {self.job.id}")
+        self.task.add_done_callback(lambda _: when_done(self))
+        return self.task
+
+    def cancel(self) -> None:
+        """Ends it as cancelled."""
+        self._tell(JobState.CANCELLED)
+
+    def lose(self) -> None:
+        """Ends it without a trace: somebody else has the job."""
+        self._tell(LeaseLost(self.job.id))
+
+    def _tell(self, why: JobState | LeaseLost) -> None:
+        if self._told is None and not self._is_ending and self.task is not None:
+            self._told = why
+            self.task.cancel()
+
+    async def _run(self) -> None:
+        job = self.job
+        WAITED.labels(job.queue).observe(max(0.0, (job.started_at - job.run_after).total_seconds()))
+        with bound_contextvars(job_id=job.id, function=job.function, attempt=job.attempt):
+            began = perf_counter()
+            try:
+                result = await self._attempt()
+            except BaseException as error:  # Not even sys.exit() of a job ends its worker.
+                result = await self._settle(error)
+            seconds = perf_counter() - began
+            ATTEMPTS.labels(job.function, result).inc()
+            SECONDS.labels(job.function).observe(seconds)
+            # Arguments and results are not for a log: there can be addresses in them.
+            log.info("job ended", result=result, seconds=round(seconds, 3))
+            await self._run_hook(self._worker.after_job_end)
+
+    async def _attempt(self) -> str:
+        if self.job.is_too_late:
+            raise GiveUp("It was not to be started this late.")
+        log.info("job started")
+        async with transaction() as db:
+            self._ctx["db"] = db
+            if self._worker.on_job_start is not None:
+                await self._worker.on_job_start(self._ctx)
+            try:
+                async with asyncio.timeout(self._seconds):
+                    # A copy: what a function puts into its context is no business of ours.
+                    result = await self._function.coroutine(dict(self._ctx), *self.job.args, **self.job.keywords)
+            finally:
+                await self._run_hook(self._worker.on_job_end)
+            written = _as_json(result)
+            self._is_ending = True
+            await succeed(db, self.job, written, self._reporter.unwritten, self._keep, forever=self._forever)
+        return "succeeded"
+
+    async def _run_hook(self, hook: Callable[[dict[Any, Any]], Awaitable[Any]] | None) -> None:
+        if hook is None:
+            return
+        try:
+            await hook(self._ctx)
+        except Exception:
+            log.exception("hook failed")
+
+    @property
+    def _seconds(self) -> float | None:
+        own = self._function.timeout_s
+        return self._worker.job_timeout_s if own is None else own
+
+    @property
+    def _max_tries(self) -> int:
+        own = self._function.max_tries
+        return self._worker.max_tries if own is None else own
+
+    @property
+    def _forever(self) -> bool:
+        return bool(self._function.keep_result_forever)
+
+    @property
+    def _keep(self) -> timedelta | None:
+        """The row of a cron job says that its tick is done: it stays, whatever ARQ's default is."""
+        seconds = self._function.keep_result_s
+        if seconds is None or isinstance(self._function, CronJob):
+            return None
+        return timedelta(seconds=seconds)
+
+    async def _settle(self, error: BaseException) -> str:
+        """Writes down how it failed. Says what becomes of it."""
+        self._is_ending = True
+        try:
+            # Shielded: a second cancellation must not leave the job without an end.
+            return await asyncio.shield(asyncio.create_task(self._write_down(error)))
+        except asyncio.CancelledError:
+            return "lost"
+
+    async def _write_down(self, error: BaseException) -> str:
+        try:
+            async with asyncio.timeout(WRITE_SECONDS):
+                return await self._decide(error)
+        except LeaseLost:
+            log.warning("job lost to another worker")
+        except Exception as failure:  # Its lease ends, and it is done again.
+            log.warning("end of the job not written down", why=repr(failure.__cause__ or failure))
+        return "lost"
+
+    async def _decide(self, error: BaseException) -> str:
+        if isinstance(self._told, LeaseLost) or isinstance(error, LeaseLost):
+            raise LeaseLost(self.job.id)
+        if self._told is JobState.CANCELLED:
+            return await self._end(JobState.CANCELLED, None)
+        if isinstance(error, asyncio.CancelledError) and self._is_stopping:
+            return await self._again("put_back", 0, None, counts=False)
+        if isinstance(error, GiveUp) or self.job.attempt >= self._max_tries:
+            log.exception("job is dead", exc_info=error)
+            return await self._end(JobState.DEAD, describe(error))
+        if isinstance(error, Retry):
+            return await self._again("retried", (error.defer_score or 0) / 1000, describe(error))
+        log.warning("attempt failed", exc_info=error)
+        return await self._again("retried", pause_before_retry(self._function, self.job.attempt), describe(error))
+
+    @property
+    def _is_stopping(self) -> bool:
+        task = self.task
+        return task is not None and task.cancelling() > 0
+
+    async def _end(self, state: JobState, error: str | None) -> str:
+        async with reading() as db:
+            await end(db, self.job, state, error, self._reporter.unwritten)
+        return state.value
+
+    async def _again(self, result: str, pause: float, error: str | None, *, counts: bool = True) -> str:
+        async with reading() as db:
+            due = await put_back(db, self.job, pause, error, counts=counts)
+        if due is None:
+            return JobState.CANCELLED.value
+        await send(self.job.queue, self.job.id, due)
+        return result
+
+
+def _as_json(result: Any) -> str:
+    try:
+        return dumps(result).decode()
+    except (TypeError, ValueError) as error:
+        raise GiveUp(f"Its result cannot be written as JSON: {error}") from error

@@ -1,0 +1,157 @@
+"""What every worker does beside its jobs, so that none is forgotten. A round costs one statement when all is well.
+
+The drain sends what was committed and not sent. The reconciler sends again what Redis/Valkey has lost. Jobs of workers
+that are not heard of any more are done again.
+"""
+
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from time import monotonic
+from typing import Final
+
+import structlog
+from arq.cron import CronJob
+from arq.worker import Function
+from sqlalchemy import text
+from sqlmodel.ext.asyncio.session import AsyncSession
+
+from app.core.db.database import reading, transaction
+from app.core.utils.queue import JobState
+from app.core.utils.queue.metrics import LOST_WORKERS, RESENT
+from app.core.utils.queue.sending import send
+from app.core.utils.queue.transport import Transport
+from app.core.utils.redis_link import LinkError
+from app.core.worker.claims import Lost, end, lost, put_back
+from app.core.worker.options import pause_before_retry
+
+SENDER_SECONDS: Final = 2.0  # that whoever enqueued a job, and then its workers, have before the drain sends it
+RECONCILE_SECONDS: Final = 15.0  # between two looks at what was sent and is gone
+NOBODY_KNOWS_SECONDS: Final = 600.0  # that a job waits for a worker which knows its function: a deployment is shorter
+MOST_AT_ONCE: Final = 500
+PAGE: Final = 5000
+ONE_RECONCILER: Final = 0x51197A9  # an advisory lock
+
+_LOOK = text(
+    "SELECT clock_timestamp() AS now,"
+    " EXISTS (SELECT FROM job WHERE state = 'queued' AND sent_at IS NULL"
+    " AND run_after <= clock_timestamp() - make_interval(secs => :grace)) AS any_unsent,"
+    " EXISTS (SELECT FROM job WHERE state = 'running' AND lease_until < clock_timestamp()) AS any_lost"
+)
+_TAKE_UNSENT = text(
+    "UPDATE job SET sent_at = clock_timestamp() WHERE id IN (SELECT id FROM job WHERE state = 'queued'"
+    " AND sent_at IS NULL AND run_after <= clock_timestamp() - make_interval(secs => :grace)"
+    " ORDER BY run_after LIMIT :most FOR UPDATE SKIP LOCKED) RETURNING id, queue, run_after"
+)
+_DUE = text(
+    "SELECT id, run_after FROM job WHERE state = 'queued' AND queue = :queue AND (run_after, id) > (:after, :id)"
+    " AND run_after <= clock_timestamp() ORDER BY run_after, id LIMIT :page"
+)
+_NOBODY_KNOWS = text(
+    "UPDATE job SET state = 'dead', error = 'No worker knows its function.', finished_at = clock_timestamp()"
+    " WHERE id = ANY(CAST(:ids AS text[])) AND state = 'queued'"
+    " AND run_after < clock_timestamp() - make_interval(secs => :patience)"
+)
+
+log = structlog.stdlib.get_logger("slipway.worker")
+
+
+class Upkeep:
+    """The rounds of one worker."""
+
+    def __init__(
+        self, transport: Transport, queue: str, functions: dict[str, Function | CronJob], max_tries: int
+    ) -> None:
+        """
+        Args:
+            transport: what carries ids to workers.
+            queue: the queue that this worker works on.
+            functions: what it knows, by name.
+            max_tries: of functions that do not say.
+        """
+        self.clock = timedelta()  # what to add to this machine's time to have the database's
+        self._transport = transport
+        self._queue = queue
+        self._functions = functions
+        self._max_tries = max_tries
+        self._reconcile_at = 0.0  # on the monotonic clock
+        transport.link.on_change(self._on_change)
+
+    def now(self) -> datetime:
+        """The database's time, as far as is known."""
+        return datetime.now(UTC) + self.clock
+
+    async def round(self) -> None:
+        """Does whatever there is to do. Raises: DatabaseUnavailable, LinkError."""
+        async with reading() as db:
+            look = (await (await db.connection()).execute(_LOOK, {"grace": SENDER_SECONDS})).one()
+        self.clock = look.now - datetime.now(UTC)
+        if look.any_lost:
+            await self._take_from_the_lost()
+        if not self._transport.link.up:
+            return
+        if look.any_unsent:
+            await self._drain()
+        if await self._transport.was_emptied() or monotonic() >= self._reconcile_at:
+            self._reconcile_at = monotonic() + RECONCILE_SECONDS
+            await self._reconcile()
+
+    async def refuse_unknown(self, ids: list[str]) -> None:
+        """Ends those of these jobs for whose function no worker has come for long."""
+        async with reading() as db:
+            values = {"ids": ids, "patience": NOBODY_KNOWS_SECONDS}
+            await (await db.connection()).execute(_NOBODY_KNOWS, values)
+
+    def _on_change(self, up: bool) -> None:
+        if up:
+            self._reconcile_at = 0.0  # It can have lost its last second, or all.
+
+    async def _drain(self) -> None:
+        """Notes first, and sends then: a row that is locked could not be claimed. What is lost in between is resent."""
+        sent = MOST_AT_ONCE
+        while sent == MOST_AT_ONCE:
+            async with reading() as db:
+                values = {"grace": SENDER_SECONDS, "most": MOST_AT_ONCE}
+                rows = (await (await db.connection()).execute(_TAKE_UNSENT, values)).all()
+            for queue in {row.queue for row in rows}:
+                await self._transport.send_all(queue, {row.id: row.run_after for row in rows if row.queue == queue})
+            sent = len(rows)
+
+    async def _reconcile(self) -> None:
+        """Compares all that is due in this queue with what Redis/Valkey has. One worker at a time."""
+        async with transaction() as db:
+            connection = await db.connection()
+            is_ours = text("SELECT pg_try_advisory_xact_lock(:lock, hashtext(:queue))")
+            if not await connection.scalar(is_ours, {"lock": ONE_RECONCILER, "queue": self._queue}):
+                return
+            last = {"after": datetime(1970, 1, 1, tzinfo=UTC), "id": ""}
+            while last:
+                rows = (await connection.execute(_DUE, last | {"queue": self._queue, "page": PAGE})).all()
+                missing = await self._transport.missing(self._queue, [row.id for row in rows])
+                if missing:
+                    await self._transport.send_all(
+                        self._queue, {row.id: row.run_after for row in rows if row.id in missing}
+                    )
+                    RESENT.inc(len(missing))
+                last = {"after": rows[-1].run_after, "id": rows[-1].id} if len(rows) == PAGE else {}
+
+    async def _take_from_the_lost(self) -> None:
+        async with transaction() as db:
+            jobs = await lost(db, MOST_AT_ONCE)
+            due = [(job, await self._again_or_dead(db, job)) for job in jobs]
+        for job, moment in due:
+            log.warning("worker lost", job_id=job.id, function=job.function, attempt=job.attempt, worker=job.worker)
+            LOST_WORKERS.inc()
+            if moment is not None:
+                with suppress(LinkError):
+                    await send(job.queue, job.id, moment)
+
+    async def _again_or_dead(self, db: AsyncSession, job: Lost) -> datetime | None:
+        error = f"Its worker was lost: {job.worker}, attempt {job.attempt}."
+        function = self._functions.get(job.function)
+        own = function.max_tries if function is not None else None
+        if job.attempt >= (self._max_tries if own is None else own):
+            await end(db, job, JobState.DEAD, error, None)
+            return None
+        # The first time it was probably the worker; what kills a second one can wait.
+        pause = 0.0 if job.attempt == 1 else pause_before_retry(function, job.attempt)
+        return await put_back(db, job, pause, error)

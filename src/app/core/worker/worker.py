@@ -1,0 +1,250 @@
+"""ARQ's worker, with the table of jobs as the truth.
+
+The command `arq` builds `arq.worker.Worker`; `use_durable_worker` puts this one in its place
+(docs/decisions/0014-the-table-is-the-truth-about-jobs.md). Its options, signals and hooks are ARQ's.
+"""
+
+import asyncio
+import os
+import random
+import signal
+import socket
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack, suppress
+from datetime import UTC, datetime, timedelta
+from functools import wraps
+from secrets import token_hex
+from time import monotonic
+from typing import Any, Final
+
+import arq.worker
+import structlog
+from arq.worker import Worker
+
+from app.core.config import PostgresSettings, SettingsGroup, environment_of, get_settings
+from app.core.db.database import DatabaseUnavailable, reading
+from app.core.logger import configure_logging
+from app.core.utils.queue import dumps
+from app.core.utils.queue.metrics import RUNNING
+from app.core.utils.queue.transport import Transport
+from app.core.utils.redis_link import LinkError
+from app.core.worker.attempt import Attempt
+from app.core.worker.claims import LEASE, Claimed, Waiting, claim, claim_oldest, renew, still_waiting, to_cancel
+from app.core.worker.crons import Crons
+from app.core.worker.metrics_server import metrics_served
+from app.core.worker.opened import Opened, open_worker
+from app.core.worker.upkeep import Upkeep
+
+ROUND: Final = 1.0  # seconds between two rounds of upkeep, and two looks at what is to be cancelled
+RENEWALS: Final = 3  # per lease
+PAUSE_WITHOUT: Final = 1.0  # seconds between two looks for jobs while the database, or Redis/Valkey, is away
+LOCKED_PAUSE: Final = timedelta(milliseconds=50)  # until a job whose row somebody has locked is looked at again
+UNKNOWN_PAUSE: Final = timedelta(seconds=5)  # until a job whose function is not known here is offered again
+LAST_SECONDS: Final = 5.0  # that jobs have, once they were cancelled, to be put back
+
+log = structlog.stdlib.get_logger("slipway.worker")
+
+
+def use_durable_worker() -> None:
+    """Has the command `arq` run `DurableWorker`."""
+    arq.worker.Worker = DurableWorker  # type: ignore[misc]  # a class is a name, to mypy
+
+
+class DurableWorker(Worker):
+    """Runs jobs that are rows. Without `PostgresSettings` it is ARQ's own."""
+
+    @wraps(Worker.__init__)  # ARQ passes on the settings that are in its signature.
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.name = f"{socket.gethostname()}:{os.getpid()}:{token_hex(3)}"
+        self.attempts: dict[str, Attempt] = {}
+        self._started_at = datetime.now(UTC).isoformat(timespec="seconds")
+        self._opened: Opened | None = None
+        self._transport: Transport
+        self._upkeep: Upkeep
+        self._renew_at = 0.0  # on the monotonic clock
+        self._stack = AsyncExitStack()
+        self._companions: list[asyncio.Task[None]] = []
+        self._wake = asyncio.Event()
+        self._complained: set[str] = set()
+
+    async def main(self) -> None:
+        """Works until it is cancelled, or, with `burst`, until nothing is due."""
+        settings: SettingsGroup = get_settings()
+        configure_logging(environment_of(settings))  # ARQ's command has set up logging of its own by now.
+        if not settings.inherits(PostgresSettings):
+            return await super().main()
+        opened = await self._stack.enter_async_context(open_worker(get_settings(), self.max_jobs))
+        self._stack.enter_context(metrics_served(settings))
+        return await self.work(opened)
+
+    async def work(self, opened: Opened) -> None:
+        """The same, with what is open already."""
+        self._opened = opened
+        self._transport = opened.transport
+        self._pool = opened.pool
+        self.ctx["redis"] = opened.pool
+        self._upkeep = Upkeep(opened.transport, self.queue_name, self.functions, self.max_tries)
+        if self.on_startup:
+            await self.on_startup(self.ctx)
+        log.info("worker started", worker=self.name, queue=self.queue_name, functions=sorted(self.functions))
+        self._accompany("leases", self._keep_leases, ROUND)
+        if not self.burst:
+            self._accompany("heartbeat", self._beat, self.health_check_interval / 3)
+            self._accompany("upkeep", self._upkeep.round, ROUND)
+            self._accompany("cron", Crons(self.cron_jobs, self.queue_name, self.timezone).round, ROUND / 4)
+        while await self._start_some():
+            pass
+
+    async def close(self) -> None:
+        """Waits for what still runs, which was cancelled by now, and closes everything."""
+        if self._opened is None:
+            await self._stack.aclose()
+            return await super().close()
+        if not self._handle_signals:
+            self.handle_sig(signal.SIGUSR1)
+        if self.tasks:
+            await asyncio.wait(self.tasks.values(), timeout=LAST_SECONDS)
+        for companion in self._companions:
+            companion.cancel()
+        if self._companions:
+            await asyncio.wait(self._companions, timeout=LAST_SECONDS)
+        if self.on_shutdown:
+            await self.on_shutdown(self.ctx)
+        with suppress(LinkError):
+            await self._opened.transport.link.send("DEL", self._health_key)
+        self._opened = self._pool = None
+        await self._stack.aclose()
+        log.info("worker stopped", worker=self.name)
+        return None
+
+    # ---- Jobs ----
+
+    async def _start_some(self) -> bool:
+        """Starts what is due and waits a moment, or for a job to end. Returns: whether there is more to come."""
+        self._wake.clear()
+        free = self.max_jobs - len(self.attempts)
+        jobs: list[Claimed] = []
+        pause = self.poll_delay_s
+        if free and self.allow_pick_jobs:
+            try:
+                jobs = await self._next_jobs(free)
+                self._complained.discard("jobs")
+            except Exception as error:  # The next look may go better, and nobody else would look.
+                if self.burst:
+                    raise
+                self._complain("jobs", error)
+                pause = PAUSE_WITHOUT
+        for job in jobs:
+            self._start(job)
+        if self.burst and not self.attempts and not jobs:
+            return False
+        if free == 0 or not self.allow_pick_jobs:
+            pause = PAUSE_WITHOUT
+        if len(jobs) < free or not free:  # Otherwise there is probably more.
+            with suppress(TimeoutError):
+                async with asyncio.timeout(pause):
+                    await self._wake.wait()
+        else:
+            await asyncio.sleep(0)
+        return True
+
+    def _start(self, job: Claimed) -> None:
+        if (earlier := self.attempts.get(job.id)) is not None:  # It was lost while nothing here could run.
+            earlier.lose()
+        attempt = self.attempts[job.id] = Attempt(job, self.functions[job.function], self)
+        self.tasks[job.id] = attempt.start(self._note_end)
+        RUNNING.set(len(self.attempts))
+
+    def _note_end(self, attempt: Attempt) -> None:
+        if self.attempts.get(attempt.job.id) is attempt:
+            del self.attempts[attempt.job.id], self.tasks[attempt.job.id]
+        RUNNING.set(len(self.attempts))
+        self._wake.set()
+
+    async def _next_jobs(self, most: int) -> list[Claimed]:
+        known = list(self.functions)
+        if self.burst or not self._transport.link.up:
+            # Slower than what carries ids, and good enough until that is back.
+            async with reading() as db:
+                return await claim_oldest(db, self.queue_name, most, self.name, known)
+        ids = await self._transport.take(self.queue_name, self._upkeep.now(), most)
+        ids = [job_id for job_id in ids if "\x00" not in job_id]
+        if not ids:
+            return []
+        try:
+            async with asyncio.timeout(LEASE / 2), reading() as db:
+                jobs = await claim(db, ids, self.name, known)
+        except (DatabaseUnavailable, TimeoutError):
+            await self._transport.send_all(self.queue_name, dict.fromkeys(ids, self._upkeep.now()))
+            raise
+        claimed = {job.id for job in jobs}
+        if left := [job_id for job_id in ids if job_id not in claimed]:
+            await self._put_aside(left)
+        return jobs
+
+    async def _put_aside(self, ids: Sequence[str]) -> None:
+        """Of what was sent and could not be claimed, what waits all the same is sent again; the rest is forgotten."""
+        async with reading() as db:
+            waiting = await still_waiting(db, ids)
+        if waiting:
+            now = self._upkeep.now()
+            due = {job.id: max(job.run_after, now + self._pause_for(job)) for job in waiting}
+            await self._transport.send_all(self.queue_name, due)
+        if unknown := [job for job in waiting if job.function not in self.functions]:
+            await self._upkeep.refuse_unknown([job.id for job in unknown])
+            names = {job.function for job in unknown}
+            self._complain(f"functions {names}", LookupError("This worker does not know them."))
+
+    def _pause_for(self, job: Waiting) -> timedelta:
+        return LOCKED_PAUSE if job.function in self.functions else UNKNOWN_PAUSE
+
+    # ---- Beside them ----
+
+    def _accompany(self, name: str, action: Callable[[], Awaitable[None]], pause: float) -> None:
+        """Has this done again and again, whatever comes of it, until the worker is closed."""
+
+        async def keep_doing() -> None:
+            while True:
+                try:
+                    async with asyncio.timeout(LEASE):
+                        await action()
+                    self._complained.discard(name)
+                except Exception as error:
+                    self._complain(name, error)
+                await asyncio.sleep(pause * random.uniform(0.8, 1.2))  # noqa: S311 -- no secret
+
+        self._companions.append(asyncio.create_task(keep_doing(), name=name))
+
+    def _complain(self, what: str, error: Exception) -> None:
+        if what not in self._complained:  # One line per outage.
+            log.warning("worker is held up", by=what, why=repr(error.__cause__ or error))
+        self._complained.add(what)
+
+    async def _keep_leases(self) -> None:
+        """Renews what this worker has, stops what it has lost, and cancels what is to be cancelled."""
+        held = dict(self.attempts)
+        if not held:
+            return
+        async with reading() as db:
+            for job_id in await to_cancel(db, list(held)):
+                held[job_id].cancel()
+            if monotonic() < self._renew_at:
+                return
+            kept = await renew(db, {job_id: attempt.job.runs for job_id, attempt in held.items()})
+            self._renew_at = monotonic() + LEASE / RENEWALS
+        for job_id in held.keys() - kept:
+            held[job_id].lose()
+
+    @property
+    def _health_key(self) -> str:
+        return f"{self.health_check_key}:{self.name}"
+
+    async def _beat(self) -> None:
+        """Says that this worker lives: under a key of its own, and under the one that `arq --check` asks for."""
+        if not self._transport.link.up:
+            return
+        told = {"running": len(self.attempts), "queue": self.queue_name, "started_at": self._started_at}
+        expire = ("PX", int((self.health_check_interval + 1) * 1000))
+        await self._transport.link.send("SET", self._health_key, dumps(told), *expire)
+        await self._transport.link.send("SET", self.health_check_key, dumps(told | {"worker": self.name}), *expire)
