@@ -11,10 +11,10 @@ import argparse
 import asyncio
 import os
 import subprocess
-import sys
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
 from statistics import median, quantiles
 
 from bench.ratios import BIN, ROOT, pin, services
@@ -26,11 +26,7 @@ from app.core.config import get_settings
 from app.core.db.database import close_database, open_database, reading, transaction
 from app.core.utils import queue
 
-NOTHING = "nothing"
-
-
-async def nothing(ctx: dict[str, object]) -> None:
-    """The least a job can do."""
+NOTHING = "nothing"  # of bench.job_worker
 
 
 def main() -> None:
@@ -52,20 +48,16 @@ async def measure(jobs: int, backlog: int) -> None:
             print(f"enqueue to start, idle worker     median {median(starts):6.1f} ms   p95 {p95(starts):6.1f} ms")
         seconds = await enqueue_times(jobs)
         print(f"enqueued one by one               {jobs / sum(seconds):8.0f} jobs/s")
-        began = time.perf_counter()
         with worker():
             await until_done()
         took = await done_within()
-        print(
-            f"no-op jobs, one worker            {jobs / took:8.0f} jobs/s   (started in {time.perf_counter() - began - took:.1f} s)"
-        )
+        print(f"no-op jobs, one worker            {jobs / took:8.0f} jobs/s")
         empty = await enqueue_times(500)
         await fill(backlog)
         full = await enqueue_times(500)
+        ratio = median(full) / median(empty)
         print(f"enqueue, none waiting             median {median(empty) * 1000:6.2f} ms")
-        print(
-            f"enqueue, {backlog:,} waiting       median {median(full) * 1000:6.2f} ms   {median(full) / median(empty):5.2f}"
-        )
+        print(f"enqueue, {backlog:7,} waiting          median {median(full) * 1000:6.2f} ms   {ratio:5.2f} times that")
         with worker() as process:
             await asyncio.sleep(1)
             grown = [memory_of(process)]
@@ -132,7 +124,7 @@ async def until_done() -> None:
     """Returns when nothing waits or runs, and a worker has done at least one job since this was asked."""
     async with transaction() as db:
         await queue.enqueue(db, NOTHING)
-    while await scalar("SELECT count(*) FROM job WHERE state IN ('queued', 'running')"):
+    while await scalar("SELECT count(*) FROM job WHERE state IN ('queued', 'running')"):  # noqa: ASYNC110
         await asyncio.sleep(0.02)
 
 
@@ -147,18 +139,19 @@ async def done_within() -> float:
 
 
 async def fill(count: int) -> None:
-    """So many jobs that wait, and that no worker of this run knows."""
+    """So many jobs that wait."""
     await scalar(
         "INSERT INTO job (id, queue, function, args, keywords, created_at, run_after)"
-        f" SELECT md5(n::text), 'arq:queue', 'nothing', '[]', '{{}}', now(), now() FROM generate_series(1, {count}) AS n"
-        " RETURNING 1"
+        " SELECT md5(n::text), 'arq:queue', 'nothing', '[]', '{}', now(), now() FROM generate_series(1, :count) AS n"
+        " RETURNING 1",
+        count=count,
     )
 
 
-async def scalar(statement: str) -> float:
+async def scalar(statement: str, **values: int) -> float:
     """The first value of an answer."""
     async with reading() as db:
-        return (await (await db.connection()).execute(text(statement))).scalars().first() or 0
+        return (await (await db.connection()).execute(text(statement), values)).scalars().first() or 0
 
 
 def p95(values: list[float]) -> float:
@@ -168,9 +161,9 @@ def p95(values: list[float]) -> float:
 
 def memory_of(process: "subprocess.Popen[bytes]") -> float:
     """The memory that a process has resident, in megabytes."""
-    with open(f"/proc/{process.pid}/statm") as file:
-        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+    pages = Path(f"/proc/{process.pid}/statm").read_text().split()[1]
+    return int(pages) * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -425,7 +425,7 @@ async def get_idempotency_key(
     ] = None,
 ) -> str | None:
     """The key that was sent, made the caller's own: two users who choose the same one have two tasks."""
-    return None if key is None else f"{user.id if user else 'anybody'}:{key}"
+    return None if key is None else f"http:{user.id if user else 'anybody'}:{key}"
 
 
 IdempotencyKey = Annotated[str | None, Depends(get_idempotency_key)]

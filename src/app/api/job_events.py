@@ -1,8 +1,7 @@
 """A job's progress as server-sent events."""
 
-import asyncio
 from collections.abc import AsyncIterator
-from contextlib import aclosing, suppress
+from contextlib import aclosing
 from typing import Final
 
 from fastapi.sse import ServerSentEvent
@@ -22,8 +21,7 @@ async def events_of(feed: Feed, job_id: str, token: AccessToken | None) -> Async
     Whoever follows a job with an access token does so for as long as that is good.
     """
     left = (token.expires_at - utc_now()).total_seconds() if token is not None else LONGEST_STREAM
-    with suppress(TimeoutError):
-        async with asyncio.timeout(min(left, LONGEST_STREAM)), aclosing(feed.follow(job_id)) as states:
-            async for job in states:
-                kind = "end" if job.has_ended else "progress"
-                yield ServerSentEvent(data=JobRead.model_validate(job), event=kind, retry=RECONNECT_AFTER)
+    async with aclosing(feed.follow(job_id, min(left, LONGEST_STREAM))) as states:
+        async for job in states:
+            kind = "end" if job.has_ended else "progress"
+            yield ServerSentEvent(data=JobRead.model_validate(job), event=kind, retry=RECONNECT_AFTER)

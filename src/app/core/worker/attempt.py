@@ -11,7 +11,7 @@ from arq.cron import CronJob
 from arq.worker import Function, Retry, Worker
 from structlog.contextvars import bound_contextvars
 
-from app.core.db.database import reading, transaction
+from app.core.db.database import begin_request, reading, transaction
 from app.core.utils.queue import JobState, dumps
 from app.core.utils.queue.metrics import ATTEMPTS, SECONDS, WAITED
 from app.core.utils.queue.reporting import Reporter
@@ -89,6 +89,7 @@ class Attempt:
         if self.job.is_too_late:
             raise GiveUp("It was not to be started this late.")
         log.info("job started")
+        begin_request()  # What is open around a worker, in a test, is not this job's.
         async with transaction() as db:
             self._ctx["db"] = db
             if self._worker.on_job_start is not None:

@@ -12,7 +12,7 @@ from app.core.utils.queue.transport import Transport
 from app.core.utils.redis_link import Link
 
 ANSWER_TIMEOUT = 1.0  # seconds until Redis/Valkey is taken to hang: nobody waits for a worker's answer
-SPARE_CONNECTIONS = 3  # beside one per job: for claims, leases and upkeep
+SPARE_CONNECTIONS = 4  # beside those of jobs: for claims, leases, upkeep and cron
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,9 +25,13 @@ class Opened:
 
 @asynccontextmanager
 async def open_worker(settings: Settings, max_jobs: int) -> AsyncIterator[Opened]:
-    """The database, with a connection for every job that runs, the cache where there is one, and the queue."""
+    """The database, the cache where there is one, and the queue.
+
+    Each job can have a connection for itself, and half of them one more, for a report of their progress, say.
+    """
+    connections = max_jobs + max_jobs // 2 + SPARE_CONNECTIONS
     # A statement of a job takes as long as the job may.
-    engine = open_database(settings, pool_size=max_jobs + SPARE_CONNECTIONS, command_timeout=None)
+    engine = open_database(settings, pool_size=connections, command_timeout=None)
     try:
         link = Link(settings.redis_queue_url, "queue", answer_timeout=ANSWER_TIMEOUT)
         await link.open()

@@ -8,9 +8,6 @@ from app.core.worker.account_mail import send_email_verification, send_password_
 from app.core.worker.functions import sample_background_task, shutdown, startup
 from app.core.worker.housekeeping import purge_expired, purge_jobs
 from app.core.worker.options import job
-from app.core.worker.worker import use_durable_worker
-
-use_durable_worker()
 
 
 class WorkerSettings:
@@ -19,8 +16,8 @@ class WorkerSettings:
     functions = [  # noqa: RUF012 -- the form users know
         sample_background_task,
         # Its argument is an address: it goes with the job.
-        job(send_password_reset, keep_result=0, first_retry=10, longest_retry=300),
-        job(send_email_verification, first_retry=10, longest_retry=300),
+        job(send_password_reset, keep_result=0, max_tries=7, first_retry=10, longest_retry=300),
+        job(send_email_verification, max_tries=7, first_retry=10, longest_retry=300),
     ]
     cron_jobs = [  # noqa: RUF012
         cron(purge_expired, minute=17, max_tries=3),

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
-from arq.worker import Function, get_kwargs
+from arq.worker import Function, func, get_kwargs
 from sqlalchemy import text
 from sqlmodel import col, select
 
@@ -28,7 +28,7 @@ class JobsDied(AssertionError):  # noqa: N818 -- what a test has found
 
 
 async def drain_jobs(
-    functions: Sequence[Function | Callable[..., Coroutine[Any, Any, Any]]] = WorkerSettings.functions,
+    functions: Sequence[Function | Callable[..., Coroutine[Any, Any, Any]]] | None = None,
     *,
     skip_delays: bool = True,
     allow_dead: bool = False,
@@ -39,7 +39,8 @@ async def drain_jobs(
     What they do and how they end is what a worker does: each has its transaction, is retried, and can die.
 
     Args:
-        functions: what knows how, in `WorkerSettings.functions`' form. Jobs of other functions stay where they are.
+        functions: what knows how, in the form of `WorkerSettings.functions`, which it is by default. Jobs of other
+            functions stay where they are.
         skip_delays: whether what is deferred, or waits for its next attempt, is done at once rather than left.
         allow_dead: whether a job may end as a dead letter.
         options: of the worker, in place of those of `WorkerSettings`, such as `max_tries=1`.
@@ -48,12 +49,13 @@ async def drain_jobs(
 
     Raises: JobsDied.
     """
+    known = [func(function) for function in functions or WorkerSettings.functions]  # type: ignore[arg-type]
     async with reading() as db:
         began = await (await db.connection()).scalar(_NOW)
-    names = [function.name if isinstance(function, Function) else function.__qualname__ for function in functions]
+    names = [function.name for function in known]
     while found := await _queues(names, skip_delays=skip_delays):
         for name in found:
-            await _work_on(name, functions, options)
+            await _work_on(name, known, options)
     async with reading() as db:
         ended = select(Job).where(col(Job.finished_at) >= began).order_by(col(Job.finished_at))
         jobs = list(await db.exec(ended))

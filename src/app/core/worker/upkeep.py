@@ -6,7 +6,6 @@ that are not heard of any more are done again.
 
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
-from time import monotonic
 from typing import Final
 
 import structlog
@@ -73,7 +72,7 @@ class Upkeep:
         self._queue = queue
         self._functions = functions
         self._max_tries = max_tries
-        self._reconcile_at = 0.0  # on the monotonic clock
+        self._came_back = True  # Redis/Valkey; at a start, who knows.
         transport.link.on_change(self._on_change)
 
     def now(self) -> datetime:
@@ -91,8 +90,9 @@ class Upkeep:
             return
         if look.any_unsent:
             await self._drain()
-        if await self._transport.was_emptied() or monotonic() >= self._reconcile_at:
-            self._reconcile_at = monotonic() + RECONCILE_SECONDS
+        emptied = await self._transport.was_emptied()
+        if emptied or self._came_back or await self._transport.is_ones_turn(self._queue, RECONCILE_SECONDS):
+            self._came_back = False
             await self._reconcile()
 
     async def refuse_unknown(self, ids: list[str]) -> None:
@@ -103,7 +103,7 @@ class Upkeep:
 
     def _on_change(self, up: bool) -> None:
         if up:
-            self._reconcile_at = 0.0  # It can have lost its last second, or all.
+            self._came_back = True  # It can have lost its last second, or all.
 
     async def _drain(self) -> None:
         """Notes first, and sends then: a row that is locked could not be claimed. What is lost in between is resent."""

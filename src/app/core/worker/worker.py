@@ -1,10 +1,11 @@
 """ARQ's worker, with the table of jobs as the truth.
 
-The command `arq` builds `arq.worker.Worker`; `use_durable_worker` puts this one in its place
+The command `arq` builds `arq.worker.Worker`; importing anything of `app.core.worker` puts this one in its place
 (docs/decisions/0014-the-table-is-the-truth-about-jobs.md). Its options, signals and hooks are ARQ's.
 """
 
 import asyncio
+import inspect
 import os
 import random
 import signal
@@ -12,7 +13,6 @@ import socket
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, suppress
 from datetime import UTC, datetime, timedelta
-from functools import wraps
 from secrets import token_hex
 from time import monotonic
 from typing import Any, Final
@@ -26,10 +26,22 @@ from app.core.db.database import DatabaseUnavailable, reading
 from app.core.logger import configure_logging
 from app.core.utils.queue import dumps
 from app.core.utils.queue.metrics import RUNNING
+from app.core.utils.queue.sending import send
 from app.core.utils.queue.transport import Transport
 from app.core.utils.redis_link import LinkError
 from app.core.worker.attempt import Attempt
-from app.core.worker.claims import LEASE, Claimed, Waiting, claim, claim_oldest, renew, still_waiting, to_cancel
+from app.core.worker.claims import (
+    LEASE,
+    Claimed,
+    LeaseLost,
+    Waiting,
+    claim,
+    claim_oldest,
+    put_back,
+    renew,
+    still_waiting,
+    to_cancel,
+)
 from app.core.worker.crons import Crons
 from app.core.worker.metrics_server import metrics_served
 from app.core.worker.opened import Opened, open_worker
@@ -40,6 +52,7 @@ RENEWALS: Final = 3  # per lease
 PAUSE_WITHOUT: Final = 1.0  # seconds between two looks for jobs while the database, or Redis/Valkey, is away
 LOCKED_PAUSE: Final = timedelta(milliseconds=50)  # until a job whose row somebody has locked is looked at again
 UNKNOWN_PAUSE: Final = timedelta(seconds=5)  # until a job whose function is not known here is offered again
+CLAIM_SECONDS: Final = 5.0  # that taking jobs may take
 LAST_SECONDS: Final = 5.0  # that jobs have, once they were cancelled, to be put back
 
 log = structlog.stdlib.get_logger("slipway.worker")
@@ -53,7 +66,8 @@ def use_durable_worker() -> None:
 class DurableWorker(Worker):
     """Runs jobs that are rows. Without `PostgresSettings` it is ARQ's own."""
 
-    @wraps(Worker.__init__)  # ARQ passes on the settings that are in its signature.
+    __signature__ = inspect.signature(Worker)  # ARQ passes on the settings that are in it.
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.name = f"{socket.gethostname()}:{os.getpid()}:{token_hex(3)}"
@@ -64,6 +78,7 @@ class DurableWorker(Worker):
         self._upkeep: Upkeep
         self._renew_at = 0.0  # on the monotonic clock
         self._stack = AsyncExitStack()
+        self._unstarted: list[Claimed] = []
         self._companions: list[asyncio.Task[None]] = []
         self._wake = asyncio.Event()
         self._complained: set[str] = set()
@@ -105,6 +120,7 @@ class DurableWorker(Worker):
             self.handle_sig(signal.SIGUSR1)
         if self.tasks:
             await asyncio.wait(self.tasks.values(), timeout=LAST_SECONDS)
+        await self._give_back()
         for companion in self._companions:
             companion.cancel()
         if self._companions:
@@ -127,9 +143,13 @@ class DurableWorker(Worker):
         jobs: list[Claimed] = []
         pause = self.poll_delay_s
         if free and self.allow_pick_jobs:
+            taking = asyncio.create_task(self._bounded(self._next_jobs(free)))
             try:
-                jobs = await self._next_jobs(free)
+                jobs = await asyncio.shield(taking)
                 self._complained.discard("jobs")
+            except asyncio.CancelledError:
+                self._unstarted += await taking
+                raise
             except Exception as error:  # The next look may go better, and nobody else would look.
                 if self.burst:
                     raise
@@ -149,6 +169,10 @@ class DurableWorker(Worker):
             await asyncio.sleep(0)
         return True
 
+    async def _bounded(self, taking: Awaitable[list[Claimed]]) -> list[Claimed]:
+        async with asyncio.timeout(CLAIM_SECONDS):  # What was claimed and is not known of is another's after its lease.
+            return await taking
+
     def _start(self, job: Claimed) -> None:
         if (earlier := self.attempts.get(job.id)) is not None:  # It was lost while nothing here could run.
             earlier.lose()
@@ -157,10 +181,23 @@ class DurableWorker(Worker):
         RUNNING.set(len(self.attempts))
 
     def _note_end(self, attempt: Attempt) -> None:
+        if attempt.task is not None and attempt.task.cancelled():
+            self._unstarted.append(attempt.job)
         if self.attempts.get(attempt.job.id) is attempt:
             del self.attempts[attempt.job.id], self.tasks[attempt.job.id]
         RUNNING.set(len(self.attempts))
         self._wake.set()
+
+    async def _give_back(self) -> None:
+        """Puts back what was claimed in the last moment."""
+        try:
+            for job in self._unstarted:
+                async with asyncio.timeout(LAST_SECONDS), reading() as db:
+                    due = await put_back(db, job, 0, None, counts=False)
+                if due is not None:
+                    await send(job.queue, job.id, due)
+        except (DatabaseUnavailable, LeaseLost, TimeoutError) as error:  # Its lease ends.
+            log.warning("jobs not put back", why=repr(error))
 
     async def _next_jobs(self, most: int) -> list[Claimed]:
         known = list(self.functions)
@@ -173,9 +210,9 @@ class DurableWorker(Worker):
         if not ids:
             return []
         try:
-            async with asyncio.timeout(LEASE / 2), reading() as db:
+            async with reading() as db:
                 jobs = await claim(db, ids, self.name, known)
-        except (DatabaseUnavailable, TimeoutError):
+        except DatabaseUnavailable:
             await self._transport.send_all(self.queue_name, dict.fromkeys(ids, self._upkeep.now()))
             raise
         claimed = {job.id for job in jobs}

@@ -5,12 +5,15 @@ from collections.abc import AsyncGenerator
 from contextlib import suppress
 from typing import Any, Final
 
+import structlog
 from sqlmodel import col, select
 
 from app.core.db.database import DatabaseUnavailable, reading
 from app.core.utils.queue.table import Job
 
 PAUSE: Final = 0.3  # seconds between two looks
+
+log = structlog.stdlib.get_logger("slipway.queue")
 
 
 class _Follower:
@@ -30,15 +33,23 @@ class Feed:
         self._task: asyncio.Task[None] | None = None
         self._closed = False
 
-    async def follow(self, job_id: str) -> AsyncGenerator[Job, None]:
-        """The job as it is now, and again whenever it changes. Ends after its end, or when the feed is closed."""
+    async def follow(self, job_id: str, seconds: float) -> AsyncGenerator[Job, None]:
+        """The job as it is now, and again whenever it changes.
+
+        Ends after its end, when it is removed, after so many seconds, or when the feed is closed.
+        """
+        deadline = asyncio.get_running_loop().time() + seconds
         follower = _Follower()
         self._followers.setdefault(job_id, set()).add(follower)
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._look_again_and_again())
         try:
             while not self._closed:
-                await follower.news.wait()
+                try:
+                    async with asyncio.timeout_at(deadline):
+                        await follower.news.wait()
+                except TimeoutError:
+                    return
                 follower.news.clear()
                 if self._closed or follower.gone or follower.job is None:
                     return
@@ -68,8 +79,12 @@ class Feed:
 
     async def _look_again_and_again(self) -> None:
         while self._followers:
-            with suppress(DatabaseUnavailable):  # Those who follow hear of it when it is back.
+            try:
                 await self._look()
+            except DatabaseUnavailable:  # Those who follow hear of it when it is back.
+                pass
+            except Exception:
+                log.exception("jobs cannot be followed")
             await asyncio.sleep(PAUSE)
 
     async def _look(self) -> None:

@@ -55,6 +55,11 @@ class Transport:
         """Whether the server has lost everything since this was last asked, by whichever worker. True once."""
         return await self.link.send("SET", MARKER, 1, "NX") is not None
 
+    async def is_ones_turn(self, queue: str, seconds: float) -> bool:
+        """True once in so many seconds, for one of all workers of a queue."""
+        turn = ("NX", "PX", int(seconds * 1000))
+        return await self.link.send("SET", f"{MARKER}:{queue}", 1, *turn) is not None
+
     async def ping(self) -> None:
         """Returns when the server is there."""
         await self.link.send("PING")
