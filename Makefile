@@ -43,8 +43,9 @@ check: install ## Format, lint, types, tests with coverage: what CI runs.
 	$(BIN)/mypy
 	$(PY) -m pytest -n auto --dist worksteal --cov --cov-report=term $(ARGS)
 
-bench: install ## Requests per second as ratios to a bare FastAPI route; needs wrk.
-	@exec $(PY) -m bench.ratios $(ARGS)
+bench: install ## Requests per second as ratios to a bare FastAPI route, and what jobs cost; needs wrk.
+	@$(PY) -m bench.ratios $(ARGS)
+	@exec $(PY) -m bench.jobs
 
 lock: install ## Compile the lock files anew from pyproject.toml.
 	@$(PY) -m pip install --quiet --disable-pip-version-check uv

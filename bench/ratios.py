@@ -17,7 +17,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from secrets import token_urlsafe
 from statistics import median
-from urllib.request import urlopen
+from urllib.request import Request, urlopen
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "src"))
@@ -25,7 +25,12 @@ sys.path.insert(0, str(ROOT / "src"))
 from scripts.embedded import Postgres, Valkey, free_port, scratch_folder  # noqa: E402 -- src is not installed
 
 BIN = Path(sys.executable).parent
-CASES = {"ping": "health", "cached GET, hit": "tier/free", "cached list, hit": "tiers"}
+CASES = {
+    "ping": ("GET", "health"),
+    "cached GET, hit": ("GET", "tier/free"),
+    "cached list, hit": ("GET", "tiers"),
+    "enqueue a job": ("POST", "tasks/task?message=hello"),
+}
 CONNECTIONS = 32
 CORES = range(os.cpu_count() or 1)
 
@@ -42,11 +47,12 @@ def main() -> None:
         stack.enter_context(services())
         bare = stack.enter_context(server("bench.bare:app"))
         app = stack.enter_context(server("src.app.main:app"))
-        addresses = {"bare FastAPI": f"{bare}/bare", **{case: f"{app}/api/v1/{path}" for case, path in CASES.items()}}
-        rates: dict[str, list[float]] = {case: [] for case in addresses}
+        asked = {"bare FastAPI": ("GET", f"{bare}/bare")}
+        asked |= {case: (method, f"{app}/api/v1/{path}") for case, (method, path) in CASES.items()}
+        rates: dict[str, list[float]] = {case: [] for case in asked}
         for number in range(given.rounds + 1):
-            for case, address in addresses.items():
-                rate = load(wrk, address, given.seconds)
+            for case, (method, address) in asked.items():
+                rate = load(wrk, method, address, given.seconds)
                 if number:  # The first round warms up.
                     rates[case].append(rate)
     base = median(rates["bare FastAPI"])
@@ -134,10 +140,11 @@ def wait_for(address: str, process: "subprocess.Popen[bytes]") -> None:
     raise SystemExit(f"No answer from {address}.")
 
 
-def load(wrk: str, address: str, seconds: int) -> float:
+def load(wrk: str, method: str, address: str, seconds: int) -> float:
     """Requests per second; everything has to be answered with 2xx."""
-    urlopen(address).close()  # noqa: S310 -- our own
-    command = [wrk, "-t1", f"-c{CONNECTIONS}", f"-d{seconds}s", address]
+    urlopen(Request(address, method=method)).close()  # noqa: S310 -- our own
+    script = ["-s", str(ROOT / "bench" / "post.lua")] if method == "POST" else []
+    command = [wrk, "-t1", f"-c{CONNECTIONS}", f"-d{seconds}s", *script, address]
     shown = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     found = re.search(r"Requests/sec:\s+([\d.]+)", shown)
     if "Non-2xx" in shown or found is None:

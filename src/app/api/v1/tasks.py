@@ -42,10 +42,10 @@ router = APIRouter(prefix="/tasks", tags=["tasks"], dependencies=[Depends(never_
 
 
 @router.post("/task", status_code=HTTP_201_CREATED, openapi_extra=SIGN_IN_OPTIONAL, responses=problems(InvalidToken))
-async def create_task(owner: OptionalUser, message: TaskMessage, key: IdempotencyKey, db: SessionDep) -> JobCreated:
+async def create_task(owner: OptionalUser, message: TaskMessage, key: IdempotencyKey) -> JobCreated:
     """Enqueue the sample task. A signed-in user's task can be read by that user and superusers only."""
-    job = await queue.enqueue(
-        db, "sample_background_task", message, _owner_id=owner.id if owner else None, _idempotency_key=key
+    job = await queue.enqueue_now(
+        "sample_background_task", message, _owner_id=owner.id if owner else None, _idempotency_key=key
     )
     return JobCreated(id=job.job_id)
 

@@ -1,12 +1,13 @@
 """Jobs by the clock. Each tick is a row whose id says which: however many workers there are, it is done once."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import datetime, timedelta, tzinfo
 from typing import Final
 
 from arq.cron import CronJob
 
-from app.core.utils.queue.sending import enqueue_now
+from app.core.utils.queue.sending import JobIdTaken, enqueue_now
 
 # For cron jobs with an id of their own: longer than workers' clocks differ, shorter than any tick.
 ID_IS_TAKEN: Final = timedelta(seconds=30)
@@ -36,7 +37,8 @@ class Crons:
                 else:
                     job.calculate_next(now)
             if job.next_run is not None and job.next_run <= now:
-                await self._enqueue(job, job.next_run)
+                with suppress(JobIdTaken):  # Another worker was faster.
+                    await self._enqueue(job, job.next_run)
                 job.calculate_next(now)
 
     async def _enqueue(self, job: CronJob, tick: datetime) -> None:

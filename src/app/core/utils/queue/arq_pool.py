@@ -18,7 +18,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from app.core.config import RedisQueueSettings
 from app.core.db.database import reading
 from app.core.utils.queue.lifecycle import request_cancel
-from app.core.utils.queue.sending import DEFAULT_QUEUE, enqueue_now
+from app.core.utils.queue.sending import DEFAULT_QUEUE, JobIdTaken, enqueue_now
 from app.core.utils.queue.serialization import dumps, loads
 from app.core.utils.queue.table import Job, JobState
 
@@ -126,8 +126,11 @@ class JobPool(ArqRedis):
         if not self.durable:
             return await super().enqueue_job(function, *args, _queue_name=_queue_name, **options)
         name = _queue_name or DEFAULT_QUEUE
-        enqueued = await enqueue_now(function, *args, _queue_name=name, **options)
-        return ArqJob(enqueued.job_id, self, name) if enqueued is not None else None
+        try:
+            enqueued = await enqueue_now(function, *args, _queue_name=name, **options)
+        except JobIdTaken:
+            return None
+        return ArqJob(enqueued.job_id, self, name)
 
 
 def pool_to(settings: RedisQueueSettings, *, durable: bool) -> JobPool:

@@ -131,13 +131,10 @@ async def enqueue(
     return Enqueued(row.id, row.run_after)
 
 
-async def enqueue_now(function: str, *args: Any, _queue_name: str = DEFAULT_QUEUE, **options: Any) -> Enqueued | None:
-    """`enqueue` in a transaction of its own, which is committed at once. None: the `_job_id` is taken."""
-    try:
-        async with reading() as db:
-            enqueued = await enqueue(db, function, *args, _queue_name=_queue_name, **options)
-    except JobIdTaken:
-        return None
+async def enqueue_now(function: str, *args: Any, _queue_name: str = DEFAULT_QUEUE, **options: Any) -> Enqueued:
+    """`enqueue` in a transaction of its own, which is the statement itself: for what belongs to no other."""
+    async with reading() as db:
+        enqueued = await enqueue(db, function, *args, _queue_name=_queue_name, **options)
     if enqueued.due is not None:
         await send(_queue_name, enqueued.job_id, enqueued.due)
     return enqueued

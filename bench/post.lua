@@ -1,0 +1,2 @@
+-- For wrk: every request of a case is a POST without a body.
+wrk.method = "POST"
