@@ -14,9 +14,9 @@ SAMPLE_SECONDS = 5
 
 async def sample_background_task(ctx: dict[Any, Any], name: str) -> str:
     """Takes five seconds to say that it is complete."""
-    for second in range(SAMPLE_SECONDS):
-        await progress(ctx, second, SAMPLE_SECONDS, f"second {second + 1} of {SAMPLE_SECONDS}")
+    for second in range(1, SAMPLE_SECONDS + 1):
         await asyncio.sleep(1)
+        await progress(ctx, second, SAMPLE_SECONDS, f"{second} of {SAMPLE_SECONDS} seconds")
     return f"Task {name} is complete!"
 
 

@@ -18,9 +18,9 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from app.core.config import RedisQueueSettings
 from app.core.db.database import reading
 from app.core.utils.queue.lifecycle import request_cancel
-from app.core.utils.queue.sending import DEFAULT_QUEUE, JobIdTaken, enqueue_now
+from app.core.utils.queue.sending import JobIdTaken, enqueue_now
 from app.core.utils.queue.serialization import dumps, loads
-from app.core.utils.queue.table import Job, JobState
+from app.core.utils.queue.table import DEFAULT_QUEUE, Job, JobState
 
 CONNECT_TIMEOUT = 2.0  # seconds
 ANSWER_TIMEOUT = 2.0  # seconds, for one answer

@@ -6,6 +6,7 @@ from prometheus_client import Counter, Gauge, Histogram
 from sqlalchemy import text
 
 from app.core.db.database import reading
+from app.core.utils.queue.table import DEFAULT_QUEUE, LONG_QUEUE
 
 ENQUEUED: Final = Counter("slipway_jobs_enqueued", "Jobs written down by this process, committed or not.", ["function"])
 ATTEMPTS: Final = Counter(
@@ -48,9 +49,10 @@ async def count_jobs() -> None:
     """Brings the gauges of what waits, runs or is dead up to date: the same in every process. One statement."""
     async with reading() as db:
         rows = (await (await db.connection()).execute(_COUNT)).all()
+    by_queue = dict.fromkeys((DEFAULT_QUEUE, LONG_QUEUE)) | {row.queue: row for row in rows}
     JOBS.clear()
     OLDEST.clear()
-    for row in rows:
+    for queue, row in by_queue.items():  # Of a usual queue in which there is nothing, that is said.
         for state in ("queued", "deferred", "running", "dead"):
-            JOBS.labels(row.queue, state).set(getattr(row, state))
-        OLDEST.labels(row.queue).set(max(0.0, float(row.oldest)))
+            JOBS.labels(queue, state).set(getattr(row, state, 0))
+        OLDEST.labels(queue).set(max(0.0, float(getattr(row, "oldest", 0))))

@@ -14,12 +14,10 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 from app.core.db.database import after_commit, reading
 from app.core.utils.queue.metrics import ENQUEUED
 from app.core.utils.queue.serialization import dumps
-from app.core.utils.queue.table import LONGEST_ID, LONGEST_KEY, LONGEST_NAME
+from app.core.utils.queue.table import DEFAULT_QUEUE, LONGEST_ID, LONGEST_KEY, LONGEST_NAME
 from app.core.utils.queue.transport import Transport
 from app.core.utils.redis_link import LinkError
 
-DEFAULT_QUEUE: Final = "arq:queue"
-LONG_QUEUE: Final = "arq:queue:long"
 ID_IS_TAKEN: Final = timedelta(hours=1)  # after the end of the job that had it; ARQ's `keep_result`
 # An id that was given rather than drawn can be guessed: such a job is never shown to just anybody.
 DRAWN_ID: Final = re.compile(r"[0-9a-f]{32}")

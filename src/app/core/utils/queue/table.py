@@ -9,6 +9,8 @@ from sqlmodel import Field, SQLModel
 
 from app.core.db.models import utc_now
 
+DEFAULT_QUEUE: Final = "arq:queue"
+LONG_QUEUE: Final = "arq:queue:long"
 LONGEST_ID: Final = 128
 LONGEST_NAME: Final = 128
 LONGEST_KEY: Final = 300
