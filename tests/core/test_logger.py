@@ -3,18 +3,23 @@
 import io
 import json
 import logging
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import structlog
-from arq.worker import Worker, func
+from fastapi import FastAPI
+from sqlmodel.ext.asyncio.session import AsyncSession
 
 from app.core import logger
-from app.core.config import EnvironmentOption, Settings
+from app.core.config import EnvironmentOption
 from app.core.logger import configure_logging
 from app.core.utils import queue
+from app.core.utils.queue import JobState
+from app.core.worker.options import job
+from app.core.worker.testing import drain_jobs
 
 
 @pytest.fixture(autouse=True)
@@ -139,30 +144,27 @@ def test_a_large_file_is_put_aside_once_and_no_line_is_lost(monkeypatch: pytest.
 
 
 @pytest.mark.anyio
-async def test_what_a_job_is_given_and_gives_back_is_not_in_arqs_lines(
-    settings: Settings, capsys: pytest.CaptureFixture[str]
+async def test_what_a_job_is_given_and_gives_back_is_in_no_line(
+    app: FastAPI, db: AsyncSession, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    async def send(_: dict[str, Any], to: str, *, again: bool = True) -> str:
+    async def send(ctx: dict[Any, Any], to: str, *, again: bool = True, fails: bool = False) -> str:
+        if fails:
+            raise ConnectionError("no such host")
         if again:
-            await queue.pool.enqueue_job("send", to, again=False)
+            await queue.enqueue(ctx["db"], "send", to, again=False)
         return f"sent to {to}"
 
-    pool = await queue.open_queue(settings)
-    await pool.enqueue_job("send", "ada@example.com")
     configure_logging(EnvironmentOption.PRODUCTION)
-    worker = Worker(
-        [func(send, name="send")],  # type: ignore[arg-type]  # arq wants a protocol of any arguments
-        redis_pool=pool,
-        burst=True,
-        handle_signals=False,
-        poll_delay=0.01,
-        job_serializer=queue.dumps,
-        job_deserializer=queue.loads,
-    )
-    await worker.main()
-    await queue.close_queue(pool)
+    logging.getLogger().setLevel(logging.DEBUG)
+    await queue.enqueue(db, "send", "ada@example.com")
+    await queue.enqueue(db, "send", "ada@example.com", fails=True)
+    await db.commit()
+    jobs = await drain_jobs([job(send, name="send", max_tries=2)], allow_dead=True)
 
-    lines = [json.loads(line)["event"] for line in capsys.readouterr().out.splitlines()]
-    jobs = [line.partition(":send")[2] for line in lines if ":send" in line]
-    assert sorted(jobs) == [" ● ...", " ● ...", "(...)", "(...)"]
-    assert "ada@example.com" not in str(lines)
+    assert Counter(job.state for job in jobs) == {JobState.SUCCEEDED: 2, JobState.DEAD: 1}
+    written = capsys.readouterr().out
+    lines = [json.loads(line) for line in written.splitlines()]
+    events = Counter(line["event"] for line in lines if line.get("function") == "send")
+    assert events == {"job started": 4, "attempt failed": 1, "job is dead": 1, "job ended": 4}
+    assert "ConnectionError: no such host" in written
+    assert "ada@example.com" not in written

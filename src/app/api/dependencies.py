@@ -5,6 +5,7 @@ All are coroutines, even those that wait for nothing: FastAPI runs plain functio
 
 from dataclasses import dataclass
 from difflib import get_close_matches
+from hashlib import sha256
 from typing import Annotated
 from urllib.parse import urlsplit
 from uuid import UUID
@@ -415,6 +416,7 @@ JobFilter = Annotated[WantedJobs, Depends(get_wanted_jobs)]
 
 async def get_idempotency_key(
     user: OptionalUser,
+    client: ClientDep,
     key: Annotated[
         str | None,
         Header(
@@ -424,8 +426,15 @@ async def get_idempotency_key(
         ),
     ] = None,
 ) -> str | None:
-    """The key that was sent, made the caller's own: two users who choose the same one have two tasks."""
-    return None if key is None else f"http:{user.id if user else 'anybody'}:{key}"
+    """The key that was sent, made the caller's own: two who choose the same one have two tasks.
+
+    Whoever is not signed in is told apart by their address, of which only a hash is kept.
+    """
+    if key is None:
+        return None
+    if user is not None:
+        return f"http:{user.id}:{key}"
+    return f"http:{sha256(f'{client.address} {key}'.encode()).hexdigest()}"
 
 
 IdempotencyKey = Annotated[str | None, Depends(get_idempotency_key)]

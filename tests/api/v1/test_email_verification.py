@@ -90,14 +90,18 @@ async def test_a_sign_up_that_is_refused_sends_nothing(client: httpx2.AsyncClien
     assert await jobs_waiting() == 0
 
 
-async def test_without_valkey_one_can_sign_up_all_the_same(settings: Settings) -> None:
+async def test_without_valkey_one_can_sign_up_all_the_same_and_gets_the_mail(
+    settings: Settings, mail_server: SMTPServer
+) -> None:
     away = settings.model_copy(update={"REDIS_QUEUE_PORT": free_port()})
     app = create_application(build_router(away), away)
     async with app.router.lifespan_context(app), client_of(app) as client:
         with capture_logs() as lines:
             assert (await sign_up(client)).status_code == 201
-        assert [line["event"] for line in lines if line["log_level"] == "error"] == ["action after commit failed"]
+        assert [line["event"] for line in lines if line["log_level"] == "error"] == []
         assert (await client.get("user/ada")).status_code == 200
+        await do_mail_jobs()
+    assert [mail.recipients for mail in mail_server.mails] == [["ada@example.com"]]
 
 
 async def test_the_link_leads_to_the_front_end_where_there_is_one(

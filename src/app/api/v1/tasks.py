@@ -41,7 +41,12 @@ from app.models.job import (
 router = APIRouter(prefix="/tasks", tags=["tasks"], dependencies=[Depends(never_cached)])
 
 
-@router.post("/task", status_code=HTTP_201_CREATED, openapi_extra=SIGN_IN_OPTIONAL, responses=problems(InvalidToken))
+@router.post(
+    "/task",
+    status_code=HTTP_201_CREATED,
+    openapi_extra=SIGN_IN_OPTIONAL,
+    responses=problems(InvalidToken, queue.IdempotencyKeyReused),
+)
 async def create_task(owner: OptionalUser, message: TaskMessage, key: IdempotencyKey) -> JobCreated:
     """Enqueue the sample task. A signed-in user's task can be read by that user and superusers only."""
     job = await queue.enqueue_now(

@@ -267,6 +267,8 @@ def violated_constraint(error: IntegrityError) -> str | None:
 
 def _raise_if_unavailable(context: ExceptionContext) -> None:
     error = context.original_exception
+    if isinstance(error, asyncio.CancelledError):
+        return  # By a time limit, or since nobody waits any more. SQLAlchemy takes it for a lost connection.
     state = getattr(error, "sqlstate", None) or ""
     transient = state.startswith(_TRANSIENT) or type(error).__name__ == _OUTDATED
     if context.is_disconnect or isinstance(error, TimeoutError) or transient:

@@ -14,7 +14,7 @@ from app.core.utils.queue.feed import Feed
 from app.core.utils.queue.lifecycle import replay, request_cancel
 from app.core.utils.queue.metrics import count_jobs
 from app.core.utils.queue.reporting import progress
-from app.core.utils.queue.sending import DRAWN_ID, Enqueued, JobIdTaken, enqueue, enqueue_now
+from app.core.utils.queue.sending import DRAWN_ID, Enqueued, IdempotencyKeyReused, JobIdTaken, enqueue, enqueue_now
 from app.core.utils.queue.serialization import dumps, loads
 from app.core.utils.queue.table import DEFAULT_QUEUE, LONG_QUEUE, LONGEST_NAME, Job, JobState, JobStatus
 from app.core.utils.queue.transport import Transport
@@ -28,6 +28,7 @@ __all__ = [
     "ArqJob",
     "Enqueued",
     "Feed",
+    "IdempotencyKeyReused",
     "Job",
     "JobIdTaken",
     "JobPool",

@@ -31,12 +31,12 @@ class Feed:
     def __init__(self) -> None:
         self._followers: dict[str, set[_Follower]] = {}
         self._task: asyncio.Task[None] | None = None
-        self._closed = False
+        self._ended = asyncio.Event()
 
-    async def follow(self, job_id: str, seconds: float) -> AsyncGenerator[Job, None]:
-        """The job as it is now, and again whenever it changes.
+    async def follow(self, job_id: str, seconds: float) -> AsyncGenerator[Job | None, None]:
+        """The job as it is now, and again whenever it changes; None when it was removed.
 
-        Ends after its end, when it is removed, after so many seconds, or when the feed is closed.
+        Ends after its end, after so many seconds, or when the feed is closed.
         """
         deadline = asyncio.get_running_loop().time() + seconds
         follower = _Follower()
@@ -44,18 +44,18 @@ class Feed:
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._look_again_and_again())
         try:
-            while not self._closed:
+            while not self._ended.is_set():
                 try:
                     async with asyncio.timeout_at(deadline):
                         await follower.news.wait()
                 except TimeoutError:
                     return
                 follower.news.clear()
-                if self._closed or follower.gone or follower.job is None:
+                if self._ended.is_set():
                     return
-                job = follower.job
+                job = None if follower.gone else follower.job
                 yield job
-                if job.has_ended:
+                if job is None or job.has_ended:
                     return
         finally:
             self._followers[job_id].discard(follower)
@@ -64,7 +64,7 @@ class Feed:
 
     def end(self) -> None:
         """Ends everything that follows, now and from now on."""
-        self._closed = True
+        self._ended.set()
         for followers in self._followers.values():
             for follower in followers:
                 follower.news.set()

@@ -18,7 +18,8 @@ _CANCEL: Final = text(
 )
 _REPLAY: Final = text(
     "UPDATE job SET state = 'queued', attempt = 0, cancel_requested = false, run_after = clock_timestamp(),"
-    " start_before = NULL, sent_at = NULL, finished_at = NULL, expires_at = NULL, worker = NULL, progress = NULL"
+    " start_before = NULL, sent_at = NULL, started_at = NULL, finished_at = NULL, expires_at = NULL, worker = NULL,"
+    " progress = NULL"
     " WHERE id = :id AND state IN ('dead', 'cancelled') RETURNING queue, run_after"
 )
 

@@ -42,8 +42,13 @@ class Reporter:
 
     async def report(self, done: float, total: float | None, message: str | None) -> None:
         """`progress`, for one run."""
-        said = message[:LONGEST_MESSAGE] if message is not None else None
-        self._unwritten = dumps({"done": done, "total": total, "message": said}).decode()
+        try:
+            said = str(message)[:LONGEST_MESSAGE] if message is not None else None
+            whole = float(total) if total is not None else None
+            self._unwritten = dumps({"done": float(done), "total": whole, "message": said}).decode()
+        except (TypeError, ValueError) as error:
+            log.warning("progress cannot be told", why=repr(error))
+            return
         if monotonic() - self._written_at < LEAST_PAUSE:
             return
         self._written_at = monotonic()

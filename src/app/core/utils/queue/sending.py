@@ -12,8 +12,9 @@ from sqlalchemy import text
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from app.core.db.database import after_commit, reading
+from app.core.exceptions.http_exceptions import Unprocessable
 from app.core.utils.queue.metrics import ENQUEUED
-from app.core.utils.queue.serialization import dumps
+from app.core.utils.queue.serialization import dumps, loads
 from app.core.utils.queue.table import DEFAULT_QUEUE, LONGEST_ID, LONGEST_KEY, LONGEST_NAME
 from app.core.utils.queue.transport import Transport
 from app.core.utils.redis_link import LinkError
@@ -42,6 +43,10 @@ class Enqueued:
     due: datetime | None
 
 
+class IdempotencyKeyReused(Unprocessable):
+    text = "This idempotency key was used for something else."
+
+
 class JobIdTaken(Exception):  # noqa: N818 -- a state
     """There is a job with this id already."""
 
@@ -54,7 +59,7 @@ _INSERT = text(
     " now, coalesce(CAST(:until AS timestamptz), now + CAST(:delay AS interval)), now + CAST(:expires AS interval)"
     " FROM (SELECT clock_timestamp() AS now) AS clock ON CONFLICT DO NOTHING RETURNING id, run_after"
 )
-_BY_KEY = text("SELECT id FROM job WHERE idempotency_key = :key")
+_BY_KEY = text("SELECT id, function, args, keywords FROM job WHERE idempotency_key = :key")
 
 _transports: list[Transport] = []  # more than one where several apps run in a process, as in tests
 
@@ -95,6 +100,7 @@ async def enqueue(
 
     Raises:
         JobIdTaken: a job has this `_job_id`, or had it until `_id_is_taken` ago.
+        IdempotencyKeyReused: the earlier job is another function's, or has other arguments.
         TypeError, ValueError: JSON cannot hold the arguments, or a name is too long.
         DatabaseUnavailable
     """
@@ -118,12 +124,15 @@ async def enqueue(
     connection = await db.connection()
     if _job_id is not None:
         await connection.execute(_FORGET_ENDED, {"id": _job_id, "taken": _id_is_taken})
-    row = (await connection.execute(_INSERT, values)).one_or_none()
-    if row is None:
-        earlier = await connection.scalar(_BY_KEY, {"key": values["key"]})
-        if earlier is None:
-            raise JobIdTaken(values["id"])
-        return Enqueued(earlier, None)
+    while (row := (await connection.execute(_INSERT, values)).one_or_none()) is None:
+        earlier = (await connection.execute(_BY_KEY, {"key": values["key"]})).one_or_none()
+        if earlier is not None:
+            if (earlier.function, earlier.args, earlier.keywords) != (function, *map(loads, _arguments_of(values))):
+                raise IdempotencyKeyReused
+            return Enqueued(earlier.id, None)
+        if _job_id is not None:
+            raise JobIdTaken(_job_id)
+        # Its row was removed in between: the key is free.
     after_commit(db, partial(send, _queue_name, row.id, row.run_after))
     ENQUEUED.labels(function).inc()
     return Enqueued(row.id, row.run_after)
@@ -161,6 +170,10 @@ def current_transport() -> Transport:
 def remove(transport: Transport) -> None:
     """It is open no more."""
     _transports.remove(transport)
+
+
+def _arguments_of(values: dict[str, Any]) -> tuple[str, str]:
+    return values["args"], values["keywords"]
 
 
 def _checked_id(job_id: str) -> str:

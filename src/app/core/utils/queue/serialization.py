@@ -1,7 +1,8 @@
 """JSON, and never pickle: what is read from Redis/Valkey or a table must not be run."""
 
 import json
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, Final
 
 
 def dumps(value: Any) -> bytes:
@@ -9,8 +10,9 @@ def dumps(value: Any) -> bytes:
 
     Half of a surrogate pair, which could be stored but not answered with, becomes a question mark.
 
-    Raises: TypeError or ValueError for what JSON cannot hold.
+    Raises: TypeError or ValueError for what JSON cannot hold, or what is nested too deep for who reads it.
     """
+    _refuse_depth(value)
     text = json.dumps(value, default=_exception_as_text, ensure_ascii=False, allow_nan=False)
     return text.encode(errors="replace")
 
@@ -26,7 +28,23 @@ def describe(error: BaseException) -> str:
     return f"{type(error).__name__}: {text}"[:LONGEST_ERROR] if text else type(error).__name__
 
 
-LONGEST_ERROR = 4000  # characters
+LONGEST_ERROR: Final = 4000  # characters
+DEEPEST: Final = 100  # levels; what answers over HTTP gives up soon after
+
+
+def _refuse_depth(value: Any) -> None:
+    level = [value]
+    for _ in range(DEEPEST):
+        level = [inner for outer in level for inner in _inside(outer)]
+        if not level:
+            return
+    raise ValueError(f"It is nested more than {DEEPEST} levels deep.")
+
+
+def _inside(value: Any) -> Iterable[Any]:
+    if isinstance(value, dict):
+        return value.values()
+    return value if isinstance(value, list | tuple) else ()
 
 
 def _exception_as_text(value: object) -> str:
