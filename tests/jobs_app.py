@@ -1,13 +1,19 @@
 """An app and its workers whose jobs leave rows behind, for tests in which they are real processes.
 
 uvicorn tests.jobs_app:app        arq tests.jobs_app.WorkerSettings
+
+With COMPLETION_WAIT and JOB_LEASE in the environment, workers have other graces and leases than usual, in seconds; with
+QUIET both write warnings only.
 """
 
 import asyncio
+import logging
 import os
 import signal
 from typing import Any
 
+import src  # noqa: F401  (makes `app` importable from the project's folder)
+import structlog
 from arq import cron
 from fastapi import APIRouter
 from sqlalchemy import text
@@ -19,8 +25,17 @@ from app.core.config import get_settings
 from app.core.exceptions.http_exceptions import Conflict
 from app.core.setup import create_application
 from app.core.utils import queue
+from app.core.worker import claims, worker
 from app.core.worker.options import job
 from app.core.worker.settings import WorkerSettings as UsualSettings
+
+if lease := os.environ.get("JOB_LEASE"):
+    for module in (claims, worker):
+        vars(module)["LEASE"] = float(lease)
+
+if "QUIET" in os.environ:
+    logging.getLogger("slipway").setLevel(logging.WARNING)
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
 
 TABLES = (
     "CREATE TABLE placed (number integer)",
@@ -62,6 +77,18 @@ async def deliver(ctx: dict[Any, Any], number: int, seconds: float = 0) -> int:
     )
     await asyncio.sleep(seconds)
     return number
+
+
+async def deliver_by_statement(ctx: dict[Any, Any], number: int, seconds: float) -> None:
+    """The same, where it is the database that takes so many seconds."""
+    await note_begin(ctx, number)
+    await write(
+        ctx["db"],
+        "INSERT INTO delivered (number, attempt) SELECT :number, :attempt FROM pg_sleep(:seconds)",
+        number=number,
+        attempt=ctx["job_try"],
+        seconds=seconds,
+    )
 
 
 async def note_begin(ctx: dict[Any, Any], number: int) -> None:
@@ -106,6 +133,7 @@ class WorkerSettings:
     functions = [  # noqa: RUF012
         *UsualSettings.functions,
         job(deliver, first_retry=0.1),
+        job(deliver_by_statement, first_retry=0.1),
         job(kill_worker, max_tries=3, first_retry=0.1),
         job(fail, max_tries=3, first_retry=0.1),
         count_to,

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import httpx2
+from redis import Redis
 
 from scripts.embedded import free_port
 
@@ -54,6 +55,28 @@ def running_api(*command: str, cwd: Path = ROOT) -> Iterator[str]:
         url = f"http://127.0.0.1:{port}"
         wait_for_answer(f"{url}/api/v1/health", server)
         yield url
+
+
+@contextmanager
+def running_worker(
+    valkey_port: int, worker_settings: str = "tests.jobs_app.WorkerSettings"
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A worker, once it takes jobs. It is stopped with SIGTERM, unless it has ended by then."""
+    with process("arq", worker_settings) as worker:
+        wait_for_worker(worker, valkey_port)
+        yield worker
+
+
+def wait_for_worker(worker: subprocess.Popen[bytes], valkey_port: int, seconds: float = START_SECONDS) -> None:
+    """Returns when the worker has said that it lives. Raises: AssertionError when it does not in time, or ends."""
+    deadline = time.monotonic() + seconds
+    with Redis(port=valkey_port) as redis:
+        while time.monotonic() < deadline:
+            assert worker.poll() is None, f"the worker ended with {worker.returncode}"
+            if redis.keys(f"*:health-check:*:{worker.pid}:*"):
+                return
+            time.sleep(0.02)
+    raise AssertionError(f"the worker did not begin within {seconds} s")
 
 
 def wait_for_answer(url: str, server: subprocess.Popen[bytes], seconds: float = START_SECONDS) -> None:

@@ -1,11 +1,15 @@
 """A settings group switches its feature: with it the feature is there, without it nothing of it is."""
 
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
 import httpx2
 import pytest
+from arq.jobs import Job as ArqOwnJob
+from arq.jobs import JobStatus
+from arq.worker import func
 from fastapi import APIRouter, Depends, FastAPI
 from fastapi.routing import iter_route_contexts
 
@@ -29,9 +33,13 @@ from app.core.config import (
     Settings,
     SettingsGroup,
     SMTPSettings,
+    get_settings,
 )
 from app.core.db import database
 from app.core.setup import create_application
+from app.core.utils import queue
+from app.core.worker import worker as worker_module
+from app.core.worker.worker import DurableWorker
 from tests.conftest import client_of
 from tests.helper import create_superuser, create_user, signed_in
 
@@ -103,6 +111,63 @@ async def test_without_a_queue_there_are_no_tasks(settings: Settings) -> None:
         assert "redis_queue" not in await dependencies(client)
         assert not [path for path in paths_of(app) if "task" in path]
         assert "/api/v1/users" in paths_of(app)
+
+
+(PLAIN_WORKER,) = DurableWorker.__bases__  # ARQ's; under its own name is ours.
+# ARQ closes its connections by redis-py's old name for that.
+arqs_close = pytest.mark.filterwarnings("ignore:Call to deprecated close:DeprecationWarning")
+
+
+@arqs_close
+async def test_without_postgres_the_queue_is_arqs_own(settings: Settings) -> None:
+    async with running(without(PostgresSettings)):
+        enqueued = await queue.pool.enqueue_job("greet", "hello", _job_id="one")
+        assert type(enqueued) is ArqOwnJob
+        assert await queue.pool.enqueue_job("greet", "again", _job_id="one") is None
+        stored = json.loads(await queue.pool.get("arq:job:one"))
+        assert (stored["f"], stored["a"]) == ("greet", ["hello"])
+
+        await work_without_a_table(PLAIN_WORKER)
+
+        handle = queue.ArqJob("one", queue.pool)
+        assert await handle.status() is JobStatus.complete
+        assert await handle.result(5) == "hello to you"
+        info = await handle.result_info()
+        assert info is not None
+        assert info.success
+        assert await queue.ArqJob("unknown", queue.pool).info() is None
+
+
+@arqs_close
+async def test_without_postgres_a_worker_is_arqs_own(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker_module, "get_settings", lambda: without(PostgresSettings))
+    monkeypatch.setattr(worker_module, "configure_logging", lambda _: None)
+    async with running(without(PostgresSettings)):
+        enqueued = await queue.pool.enqueue_job("greet", "hello")
+        assert enqueued is not None
+        await work_without_a_table(DurableWorker)
+        assert await queue.ArqJob(enqueued.job_id, queue.pool).result(5) == "hello to you"
+
+
+async def work_without_a_table(kind: type[Any]) -> None:
+    """Has a worker of this class do what waits, with a connection of its own."""
+
+    async def greet(_: dict[Any, Any], message: str) -> str:
+        return f"{message} to you"
+
+    worker = kind(
+        [func(greet, name="greet")],  # type: ignore[arg-type]  # arq wants a protocol of any arguments
+        redis_settings=queue.worker_redis_settings(get_settings()),
+        burst=True,
+        handle_signals=False,
+        poll_delay=0.01,
+        job_serializer=queue.dumps,
+        job_deserializer=queue.loads,
+    )
+    try:
+        await worker.main()
+    finally:
+        await worker.close()
 
 
 async def test_without_a_cache_there_is_no_connection_to_one(settings: Settings) -> None:

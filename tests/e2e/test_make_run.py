@@ -205,9 +205,9 @@ def test_what_ends_by_itself_and_what_has_changed_starts_again(project: Path, st
     run.wait_for_answer()
     up_since = time.monotonic()
     wait_until(lambda: time.monotonic() > up_since + STEADY_SECONDS)
-    for command in (" arq ", " uvicorn "):
+    for command in (".WorkerSettings", ".LongWorkerSettings", " uvicorn "):
         os.kill(process_of(project, command), signal.SIGKILL)
-    for name in ("worker", "api"):
+    for name in ("worker", "long", "api"):
         line = f"The {name} process has ended by itself by signal 9. It starts again now.\n"
         wait_until(partial(run.has_printed, line))
     run.wait_for_answer()

@@ -14,6 +14,7 @@ from fastapi import Depends, Header, Path, Query, Request, Response
 from fastapi.security import APIKeyCookie, OAuth2PasswordBearer
 from sqlmodel.ext.asyncio.session import AsyncSession
 
+from app.api.job_events import JobFollower, TooManyStreams
 from app.core.config import CryptSettings, PostgresSettings, Settings
 from app.core.db.database import DatabaseUnavailable, async_get_db, reading
 from app.core.exceptions.http_exceptions import Forbidden, Problem, Unauthorized, Unprocessable
@@ -365,13 +366,23 @@ async def get_job_to_replay(_: CurrentSuperuser, job: JobDep) -> Job:
 JobToReplay = Annotated[Job, Depends(get_job_to_replay)]
 
 
-async def get_job_feed(request: Request) -> Feed:
-    """What follows jobs."""
+async def get_job_follower(
+    request: Request, job: JobDep, token: OptionalToken, user: OptionalUser, client: ClientDep
+) -> JobFollower:
+    """The caller, as one who follows the job in the path."""
+
+    async def may_go_on() -> bool:
+        caller = await _look_up_caller(request)
+        return caller.problem is None and may_see(caller.user, job)
+
     feed: Feed = request.app.state.job_feed
-    return feed
+    who = f"user {user.id}" if user is not None else f"address {client.address}"
+    if not feed.has_room_for(who):
+        raise TooManyStreams
+    return JobFollower(feed, job.id, who, token.expires_at if token is not None else None, may_go_on)
 
 
-JobFeed = Annotated[Feed, Depends(get_job_feed)]
+JobFollowerDep = Annotated[JobFollower, Depends(get_job_follower)]
 
 SessionId = Annotated[UUID, Path(alias="id")]
 

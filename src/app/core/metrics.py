@@ -12,7 +12,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import SecretStr
 from starlette.responses import Response
 
-from app.core.exceptions.http_exceptions import Problem, Unauthorized
+from app.core.exceptions.http_exceptions import Unauthorized
 
 PATH = "/metrics"
 
@@ -59,7 +59,7 @@ async def _up_to_date(count: Callable[[], Awaitable[None]]) -> None:
     try:
         async with asyncio.timeout(COUNT_SECONDS):
             await count()
-    except (Problem, TimeoutError) as error:
+    except Exception as error:  # Whatever is wrong there, the rest can be told.
         log.warning("metrics not up to date", why=repr(error))
 
 

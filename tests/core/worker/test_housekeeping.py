@@ -1,16 +1,19 @@
 """What has expired is removed by the clock, and nothing else is."""
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
-from sqlmodel import SQLModel
+from sqlalchemy import text
+from sqlmodel import SQLModel, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 from structlog.testing import capture_logs
 
-from app.core.config import Settings
+from app.core.config import Settings, get_settings
 from app.core.db.models import utc_now
-from app.core.worker.housekeeping import purge_expired
+from app.core.utils.queue import Job, JobState
+from app.core.worker import housekeeping
+from app.core.worker.housekeeping import purge_expired, purge_jobs
 from app.core.worker.settings import WorkerSettings
 from app.crud.crud_login_throttle import FORGOTTEN_AFTER
 from app.models.login_session import LoginSession
@@ -19,7 +22,7 @@ from app.models.mail_token import MailPurpose, MailToken
 from app.models.security_event import EventKind, SecurityEvent
 from app.models.token_blacklist import TokenBlacklist
 from app.models.user import User
-from tests.helper import all_rows, create_user
+from tests.helper import all_rows, counted_statements, create_user
 
 pytestmark = pytest.mark.anyio
 
@@ -62,8 +65,79 @@ async def test_what_has_expired_is_removed_and_nothing_else(db: AsyncSession, se
     assert set((await purge_expired({})).values()) == {0}
 
 
-async def test_it_runs_every_hour_on_one_of_all_workers() -> None:
-    (job,) = WorkerSettings.cron_jobs
-    assert job.coroutine is purge_expired
-    assert job.unique
-    assert (job.hour, job.minute, job.second) == (None, 17, 0)
+async def create_jobs(db: AsyncSession, **ages: tuple[JobState, timedelta | None, datetime | None]) -> None:
+    """Committed jobs, by id: their state, how long ago they have ended, and when they expire."""
+    for job_id, (state, age, expires_at) in ages.items():
+        finished_at = utc_now() - age if age is not None else None
+        values: dict[str, Any] = {"queue": "q", "function": "f", "created_at": utc_now() - 999 * DAY}
+        db.add(Job(id=job_id, state=state, finished_at=finished_at, expires_at=expires_at, **values))
+    await db.commit()
+
+
+async def jobs_left(db: AsyncSession) -> set[str]:
+    return set(await db.exec(select(Job.id)))
+
+
+async def test_old_jobs_are_removed_and_nothing_else(db: AsyncSession, settings: Settings) -> None:
+    kept, dead_kept, past = settings.JOB_KEEP_DAYS * DAY, settings.DEAD_JOB_KEEP_DAYS * DAY, utc_now() - MINUTE
+    future = utc_now() + DAY
+    await create_jobs(
+        db,
+        stays_queued=(JobState.QUEUED, None, None),
+        stays_running=(JobState.RUNNING, None, None),
+        stays_succeeded=(JobState.SUCCEEDED, kept - MINUTE, None),
+        stays_cancelled=(JobState.CANCELLED, kept - MINUTE, None),
+        stays_dead=(JobState.DEAD, dead_kept - MINUTE, None),
+        stays_dead_longer=(JobState.DEAD, kept + MINUTE, None),
+        stays_as_it_says=(JobState.SUCCEEDED, dead_kept + DAY, future),
+        stays_forever=(JobState.SUCCEEDED, 900 * DAY, None),
+        goes_succeeded=(JobState.SUCCEEDED, kept + MINUTE, None),
+        goes_cancelled=(JobState.CANCELLED, kept + MINUTE, None),
+        goes_dead=(JobState.DEAD, dead_kept + MINUTE, None),
+        goes_as_it_says=(JobState.SUCCEEDED, MINUTE, past),
+    )
+    await (await db.connection()).execute(text("UPDATE job SET expires_at = 'infinity' WHERE id = 'stays_forever'"))
+    await db.commit()
+    before = await jobs_left(db)
+
+    with capture_logs() as lines:
+        assert await purge_jobs({}) == 4
+
+    assert [line for line in lines if line["event"] == "purged"] == [
+        {"event": "purged", "log_level": "info", "jobs": 4}
+    ]
+    assert await jobs_left(db) == {job_id for job_id in before if job_id.startswith("stays")}
+    assert await purge_jobs({}) == 0
+
+
+async def test_it_is_said_for_how_long_jobs_are_kept(db: AsyncSession, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JOB_KEEP_DAYS", "40")
+    monkeypatch.setenv("DEAD_JOB_KEEP_DAYS", "2")
+    get_settings.cache_clear()
+    await create_jobs(
+        db,
+        stays=(JobState.SUCCEEDED, 39 * DAY, None),
+        goes=(JobState.SUCCEEDED, 41 * DAY, None),
+        dead_stays=(JobState.DEAD, DAY, None),
+        dead_goes=(JobState.DEAD, 3 * DAY, None),
+    )
+    assert await purge_jobs({}) == 2
+    assert await jobs_left(db) == {"stays", "dead_stays"}
+
+
+@pytest.mark.parametrize("number", [5, 6, 7])
+async def test_jobs_are_removed_in_parts(db: AsyncSession, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    monkeypatch.setattr(housekeeping, "PART", 3)
+    await create_jobs(db, **{f"job{one}": (JobState.SUCCEEDED, 99 * DAY, None) for one in range(number)})
+    with counted_statements() as statements:
+        assert await purge_jobs({}) == number
+    assert len(statements) == number // 3 + 1
+    assert await jobs_left(db) == set()
+
+
+async def test_they_run_every_hour_on_one_of_all_workers() -> None:
+    tokens, jobs = WorkerSettings.cron_jobs
+    assert (tokens.coroutine, tokens.hour, tokens.minute, tokens.second) == (purge_expired, None, 17, 0)
+    assert (jobs.coroutine, jobs.hour, jobs.minute, jobs.second) == (purge_jobs, None, 47, 0)
+    assert tokens.unique
+    assert jobs.unique

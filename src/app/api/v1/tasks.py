@@ -10,18 +10,17 @@ from app.api.dependencies import (
     CurrentUser,
     IdempotencyKey,
     JobDep,
-    JobFeed,
     JobFilter,
+    JobFollowerDep,
     JobToReplay,
     ManagedJob,
-    OptionalToken,
     OptionalUser,
     PagingDep,
     SessionDep,
     TaskMessage,
     never_cached,
 )
-from app.api.job_events import events_of
+from app.api.job_events import TooManyStreams
 from app.core.exceptions.http_exceptions import Forbidden, Unauthorized
 from app.core.openapi import SIGN_IN_OPTIONAL, problems
 from app.core.schemas import Page
@@ -75,11 +74,11 @@ async def read_task(viewer: OptionalUser, job: JobDep) -> JobDetails | JobRead:
     "/task/{task_id}/events",
     response_class=EventSourceResponse,
     openapi_extra=SIGN_IN_OPTIONAL,
-    responses=problems(InvalidToken, JobNotFound),
+    responses=problems(InvalidToken, JobNotFound, TooManyStreams),
 )
-async def follow_task(job: JobDep, token: OptionalToken, feed: JobFeed) -> AsyncIterator[ServerSentEvent]:
+async def follow_task(follower: JobFollowerDep) -> AsyncIterator[ServerSentEvent]:
     """Follow a task: an event `progress` whenever it changes, and `end` when it has ended (server-sent events)."""
-    async for event in events_of(feed, job.id, token):
+    async for event in follower.events():
         yield event
 
 

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import asyncpg
@@ -107,10 +108,14 @@ def open_database(
     )
     # Closed for good: one that is used again, while an answer is streamed, say, would never give its connection back.
     _sessions = async_sessionmaker(engine, class_=Transaction, expire_on_commit=False, close_resets_only=False)
-    _readers = async_sessionmaker(
+    _readers = _readers_of(engine)
+    return engine
+
+
+def _readers_of(engine: AsyncEngine) -> async_sessionmaker[AsyncSession]:
+    return async_sessionmaker(
         engine.execution_options(isolation_level="AUTOCOMMIT"), class_=AsyncSession, expire_on_commit=False
     )
-    return engine
 
 
 def create_engine(
@@ -195,6 +200,11 @@ def after_commit(db: AsyncSession, action: Callable[[], Awaitable[object]]) -> N
     db.info.setdefault(_AFTER_COMMIT, []).append(action)
 
 
+def actions_after_commit(db: AsyncSession) -> list[Callable[[], Awaitable[object]]]:
+    """What is registered so far, for who adds to what they have registered."""
+    return list(db.info.get(_AFTER_COMMIT, ()))
+
+
 def around_commit(db: AsyncSession, around: Around) -> None:
     """Has every commit of this session made inside of this context, which gets the session.
 
@@ -252,8 +262,19 @@ async def reading() -> AsyncIterator[AsyncSession]:
     """
     if _readers is None:
         raise RuntimeError(_NOT_OPEN)
+    async with _read(_readers) as db:
+        yield db
+
+
+def reader_of(engine: AsyncEngine) -> Callable[[], AbstractAsyncContextManager[AsyncSession]]:
+    """`reading` on another engine's connections, which nobody else uses."""
+    return partial(_read, _readers_of(engine))
+
+
+@asynccontextmanager
+async def _read(readers: async_sessionmaker[AsyncSession]) -> AsyncIterator[AsyncSession]:
     try:
-        async with _readers() as db:
+        async with readers() as db:
             yield db
     except PoolTimeoutError as error:
         raise DatabaseUnavailable from error

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from datetime import timedelta
 from time import perf_counter
 from typing import Any, Final
@@ -9,17 +10,24 @@ from typing import Any, Final
 import structlog
 from arq.cron import CronJob
 from arq.worker import Function, Retry, Worker
+from sqlmodel.ext.asyncio.session import AsyncSession
 from structlog.contextvars import bound_contextvars
 
-from app.core.db.database import begin_request, reading, transaction
+from app.core.db.database import after_commit, begin_request, transaction
+from app.core.exceptions.http_exceptions import Problem
 from app.core.utils.queue import JobState, dumps
 from app.core.utils.queue.metrics import ATTEMPTS, SECONDS, WAITED
 from app.core.utils.queue.reporting import Reporter
 from app.core.utils.queue.sending import send
 from app.core.utils.queue.serialization import describe
-from app.core.worker.claims import Claimed, LeaseLost, end, put_back, succeed
+from app.core.worker.claims import Claimed, LeaseLost, end, put_back, still_runs, succeed
+from app.core.worker.opened import OwnSession
 from app.core.worker.options import GiveUp, pause_before_retry
 
+ENDED: Final = (JobState.DEAD.value, JobState.CANCELLED.value)
+AGAIN: Final = ("retried", "put_back")
+COMMIT_SECONDS: Final = 30.0  # that the end of a job and its commit may take
+HOOK_SECONDS: Final = 30.0  # that a hook may take
 WRITE_SECONDS: Final = 5.0  # that may go by until it is written down how an attempt ended; its lease sees to it later
 
 log = structlog.stdlib.get_logger("slipway.worker")
@@ -28,16 +36,19 @@ log = structlog.stdlib.get_logger("slipway.worker")
 class Attempt:
     """An attempt, from its claim to its end. `task` runs it, and never fails."""
 
-    def __init__(self, job: Claimed, function: Function | CronJob, worker: Worker) -> None:
+    def __init__(self, job: Claimed, function: Function | CronJob, worker: Worker, session: OwnSession) -> None:
         """
         Args:
             job: what to do.
             function: what does it.
             worker: whose options, hooks and context it goes by.
+            session: opens a session of the worker's own.
         """
         self.job = job
+        self.task: asyncio.Task[None] | None = None
         self._function = function
         self._worker = worker
+        self._session = session
         self._reporter = Reporter(job.id, job.runs)
         self._ctx = worker.ctx | {
             "job_id": job.id,
@@ -46,9 +57,9 @@ class Attempt:
             "score": int(job.run_after.timestamp() * 1000),
             "progress": self._reporter,
         }
-        self._is_ending = False
         self._told: JobState | LeaseLost | None = None
-        self.task: asyncio.Task[None] | None = None
+        self._is_ending = False
+        self._is_committed = False
 
     def start(self, when_done: Callable[["Attempt"], None]) -> asyncio.Task[None]:
         """Begins. `when_done` is called at the end, whatever that was."""
@@ -77,39 +88,66 @@ class Attempt:
             try:
                 result = await self._attempt()
             except BaseException as error:  # Not even sys.exit() of a job ends its worker.
-                result = await self._settle(error)
+                result = "succeeded" if self._is_committed else await self._settle(error)
             seconds = perf_counter() - began
-            ATTEMPTS.labels(job.function, result).inc()
-            SECONDS.labels(job.function).observe(seconds)
+            self._count(result, seconds)
             # Arguments and results are not for a log: there can be addresses in them.
             log.info("job ended", result=result, seconds=round(seconds, 3))
             await self._run_hook(self._worker.after_job_end)
+
+    def _count(self, result: str, seconds: float) -> None:
+        ATTEMPTS.labels(self.job.function, result).inc()
+        SECONDS.labels(self.job.function).observe(seconds)
+        self._worker.jobs_complete += result == "succeeded"  # ARQ's, for its own lines.
+        self._worker.jobs_failed += result in ENDED
+        self._worker.jobs_retried += result in AGAIN
+
+    # ---- What it does ----
 
     async def _attempt(self) -> str:
         if self.job.is_too_late:
             raise GiveUp("It was not to be started this late.")
         log.info("job started")
         begin_request()  # What is open around a worker, in a test, is not this job's.
-        async with transaction() as db:
+        async with asyncio.timeout(self._seconds) as limit, transaction() as db:
             self._ctx["db"] = db
-            if self._worker.on_job_start is not None:
-                await self._worker.on_job_start(self._ctx)
-            try:
-                async with asyncio.timeout(self._seconds):
-                    # A copy: what a function puts into its context is no business of ours.
-                    result = await self._function.coroutine(dict(self._ctx), *self.job.args, **self.job.keywords)
-            finally:
-                await self._run_hook(self._worker.on_job_end)
+            after_commit(db, self._note_commit)
+            result = await self._call(db)
             written = _as_json(result)
             self._is_ending = True
-            await succeed(db, self.job, written, self._reporter.unwritten, self._keep, forever=self._forever)
+            limit.reschedule(asyncio.get_running_loop().time() + COMMIT_SECONDS)
+            await self._succeed(db, written)
         return "succeeded"
+
+    async def _call(self, db: AsyncSession) -> Any:
+        if self._worker.on_job_start is not None:
+            await self._worker.on_job_start(self._ctx)
+        try:
+            return await self._function.coroutine(self._ctx, *self.job.args, **self.job.keywords)
+        except Problem:
+            await db.rollback()  # Some want what they have changed to be kept when they are answered; a job does not.
+            raise
+        finally:
+            await self._run_hook(self._worker.on_job_end)
+
+    async def _succeed(self, db: AsyncSession, result: str) -> None:
+        try:
+            await succeed(db, self.job, result, self._reporter.unwritten, self._keep, forever=self._forever)
+        except LeaseLost:
+            # A job that erases its own owner has erased its row: seen from outside of its transaction, it is there.
+            async with self._session() as outside:
+                if not await still_runs(outside, self.job):
+                    raise
+
+    async def _note_commit(self) -> None:
+        self._is_committed = True
 
     async def _run_hook(self, hook: Callable[[dict[Any, Any]], Awaitable[Any]] | None) -> None:
         if hook is None:
             return
         try:
-            await hook(self._ctx)
+            async with asyncio.timeout(HOOK_SECONDS):
+                await hook(self._ctx)
         except Exception:
             log.exception("hook failed")
 
@@ -120,6 +158,8 @@ class Attempt:
 
     @property
     def _max_tries(self) -> int:
+        if not self._worker.retry_jobs:
+            return 1
         own = self._function.max_tries
         return self._worker.max_tries if own is None else own
 
@@ -135,14 +175,16 @@ class Attempt:
             return None
         return timedelta(seconds=seconds)
 
+    # ---- How it failed ----
+
     async def _settle(self, error: BaseException) -> str:
         """Writes down how it failed. Says what becomes of it."""
         self._is_ending = True
-        try:
-            # Shielded: a second cancellation must not leave the job without an end.
-            return await asyncio.shield(asyncio.create_task(self._write_down(error)))
-        except asyncio.CancelledError:
-            return "lost"
+        writing = asyncio.create_task(self._write_down(error))
+        while not writing.done():  # However often it is cancelled, a job must not be left without an end.
+            with suppress(asyncio.CancelledError):
+                await asyncio.shield(writing)
+        return writing.result()
 
     async def _write_down(self, error: BaseException) -> str:
         try:
@@ -175,12 +217,12 @@ class Attempt:
         return task is not None and task.cancelling() > 0
 
     async def _end(self, state: JobState, error: str | None) -> str:
-        async with reading() as db:
+        async with self._session() as db:
             await end(db, self.job, state, error, self._reporter.unwritten)
         return state.value
 
     async def _again(self, result: str, pause: float, error: str | None, *, counts: bool = True) -> str:
-        async with reading() as db:
+        async with self._session() as db:
             due = await put_back(db, self.job, pause, error, counts=counts)
         if due is None:
             return JobState.CANCELLED.value

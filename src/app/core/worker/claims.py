@@ -54,6 +54,7 @@ class Lost:
     attempt: int
     runs: int
     worker: str
+    cancel_requested: bool
 
 
 _CLAIM = (
@@ -67,16 +68,26 @@ _CLAIM = (
 _CLAIM_THESE = text(_CLAIM.format(which="id = ANY(CAST(:ids AS text[]))", order=""))
 _CLAIM_OLDEST = text(_CLAIM.format(which="queue = :queue", order="ORDER BY run_after, id LIMIT :most"))
 _WAITING = text("SELECT id, function, run_after FROM job WHERE id = ANY(CAST(:ids AS text[])) AND state = 'queued'")
+# What somebody has locked is not waited for, or all would be lost with it: nobody else can take it meanwhile.
 _RENEW = text(
-    "UPDATE job SET lease_until = clock_timestamp() + make_interval(secs => :lease)"
-    " FROM unnest(CAST(:ids AS text[]), CAST(:runs AS integer[])) AS held (id, runs)"
-    " WHERE job.id = held.id AND job.runs = held.runs AND job.state = 'running' RETURNING job.id"
+    "WITH held AS (SELECT id, runs FROM unnest(CAST(:ids AS text[]), CAST(:runs AS integer[])) AS given (id, runs)),"
+    " free AS (SELECT job.id FROM job JOIN held ON job.id = held.id AND job.runs = held.runs"
+    " WHERE job.state = 'running' FOR UPDATE OF job SKIP LOCKED),"
+    " renewed AS (UPDATE job SET lease_until = clock_timestamp() + make_interval(secs => :lease)"
+    " FROM free WHERE job.id = free.id)"
+    " SELECT job.id FROM job JOIN held ON job.id = held.id AND job.runs = held.runs WHERE job.state = 'running'"
 )
+_DISOWN = text(
+    "UPDATE job SET state = 'queued', attempt = attempt - 1, lease_until = NULL"
+    " WHERE worker = :worker AND state = 'running' AND id <> ALL(CAST(:ids AS text[]))"
+)
+_STILL_RUNS = text("SELECT EXISTS (SELECT FROM job WHERE id = :id AND runs = :runs AND state = 'running')")
 _CANCELLED = text("SELECT id FROM job WHERE id = ANY(CAST(:ids AS text[])) AND cancel_requested")
 _EXPIRED = text(
-    "SELECT id, queue, function, attempt, runs, worker FROM job"
-    " WHERE state = 'running' AND lease_until < clock_timestamp() ORDER BY lease_until LIMIT :most"
-    " FOR UPDATE SKIP LOCKED"
+    "SELECT id, queue, function, attempt, runs, worker, cancel_requested FROM job"
+    " WHERE state = 'running' AND lease_until < clock_timestamp() AND queue = :queue AND (function ="
+    " ANY(CAST(:functions AS text[])) OR lease_until < clock_timestamp() - make_interval(secs => :patience))"
+    " ORDER BY lease_until LIMIT :most FOR UPDATE SKIP LOCKED"
 )
 _SUCCEED = text(
     "UPDATE job SET state = 'succeeded', result = CAST(:result AS json), error = NULL, lease_until = NULL,"
@@ -122,7 +133,7 @@ async def still_waiting(db: AsyncSession, ids: Sequence[str]) -> list[Waiting]:
 
 
 async def renew(db: AsyncSession, runs_by_id: Mapping[str, int]) -> set[str]:
-    """Keeps these jobs for another lease. Returns those that are still ours."""
+    """Keeps these jobs for another lease, but for those that are locked. Returns all that are still ours."""
     values = {"ids": list(runs_by_id), "runs": list(runs_by_id.values()), "lease": LEASE}
     return set((await (await db.connection()).execute(_RENEW, values)).scalars())
 
@@ -132,10 +143,24 @@ async def to_cancel(db: AsyncSession, ids: Sequence[str]) -> set[str]:
     return set((await (await db.connection()).execute(_CANCELLED, {"ids": list(ids)})).scalars())
 
 
-async def lost(db: AsyncSession, most: int) -> list[Lost]:
-    """Jobs whose worker was not heard of for a lease; this transaction has them until its end."""
-    rows = (await (await db.connection()).execute(_EXPIRED, {"most": most})).all()
+async def lost(db: AsyncSession, queue: str, functions: Sequence[str], patience: float, most: int) -> list[Lost]:
+    """Jobs of a queue whose worker was not heard of for a lease; this transaction has them until its end.
+
+    Those of other functions than these, whose rules are not known here, only after so many seconds of `patience`.
+    """
+    values = {"queue": queue, "functions": list(functions), "patience": patience, "most": most}
+    rows = (await (await db.connection()).execute(_EXPIRED, values)).all()
     return [Lost(*row) for row in rows]
+
+
+async def disown(db: AsyncSession, worker: str, ids: Sequence[str]) -> None:
+    """Has others take what this worker has claimed and does not know of, since the answer was lost."""
+    await (await db.connection()).execute(_DISOWN, {"worker": worker, "ids": list(ids)})
+
+
+async def still_runs(db: AsyncSession, job: Claimed) -> bool:
+    """Whether this run of a job is the one that counts."""
+    return bool(await (await db.connection()).scalar(_STILL_RUNS, {"id": job.id, "runs": job.runs}))
 
 
 async def succeed(

@@ -1,26 +1,37 @@
 """What a worker holds open while it runs."""
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
+from sqlmodel.ext.asyncio.session import AsyncSession
+
 from app.core.config import RedisCacheSettings, Settings
-from app.core.db.database import close_database, open_database
+from app.core.db.database import close_database, create_engine, open_database, reader_of, reading
 from app.core.utils.cache import open_cache
 from app.core.utils.queue import JobPool, open_queue
 from app.core.utils.queue.transport import Transport
 from app.core.utils.redis_link import Link
 
 ANSWER_TIMEOUT = 1.0  # seconds until Redis/Valkey is taken to hang: nobody waits for a worker's answer
-SPARE_CONNECTIONS = 4  # beside those of jobs: for claims, leases, upkeep and cron
+OWN_CONNECTIONS = 4  # for claims, leases, ends and upkeep, which no job can take away
+
+OwnSession = Callable[[], AbstractAsyncContextManager[AsyncSession]]
 
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """The queue: ARQ's client, and what carries the ids."""
+    """The queue and the database.
+
+    Attributes:
+        pool: ARQ's client.
+        transport: what carries the ids.
+        session: opens a session, as `reading()` does, on connections that are the worker's own.
+    """
 
     pool: JobPool
     transport: Transport
+    session: OwnSession = reading
 
 
 @asynccontextmanager
@@ -29,20 +40,16 @@ async def open_worker(settings: Settings, max_jobs: int) -> AsyncIterator[Opened
 
     Each job can have a connection for itself, and half of them one more, for a report of their progress, say.
     """
-    connections = max_jobs + max_jobs // 2 + SPARE_CONNECTIONS
-    # A statement of a job takes as long as the job may.
-    engine = open_database(settings, pool_size=connections, command_timeout=None)
-    try:
+    async with AsyncExitStack() as stack:
+        # A statement of a job takes as long as the job may.
+        engine = open_database(settings, pool_size=max_jobs + max_jobs // 2, command_timeout=None)
+        stack.push_async_callback(close_database, engine)
+        own = create_engine(settings, pool_size=OWN_CONNECTIONS)
+        stack.push_async_callback(own.dispose)
         link = Link(settings.redis_queue_url, "queue", answer_timeout=ANSWER_TIMEOUT)
         await link.open()
-        try:
-            async with open_queue(settings, link) as pool:
-                if settings.inherits(RedisCacheSettings):  # What a job changes is dropped by the worker itself.
-                    async with open_cache(settings, durable=True):
-                        yield Opened(pool, Transport(link))
-                else:
-                    yield Opened(pool, Transport(link))
-        finally:
-            await link.close()
-    finally:
-        await close_database(engine)
+        stack.push_async_callback(link.close)
+        pool = await stack.enter_async_context(open_queue(settings, link))
+        if settings.inherits(RedisCacheSettings):  # What a job changes is dropped by the worker itself.
+            await stack.enter_async_context(open_cache(settings, durable=True))
+        yield Opened(pool, Transport(link), reader_of(own))

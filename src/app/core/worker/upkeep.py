@@ -4,8 +4,10 @@ The drain sends what was committed and not sent. The reconciler sends again what
 that are not heard of any more are done again.
 """
 
+from collections.abc import Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from time import monotonic
 from typing import Final
 
 import structlog
@@ -14,13 +16,14 @@ from arq.worker import Function
 from sqlalchemy import text
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from app.core.db.database import reading, transaction
+from app.core.db.database import transaction
 from app.core.utils.queue import JobState
 from app.core.utils.queue.metrics import LOST_WORKERS, RESENT
 from app.core.utils.queue.sending import send
 from app.core.utils.queue.transport import Transport
 from app.core.utils.redis_link import LinkError
-from app.core.worker.claims import Lost, end, lost, put_back
+from app.core.worker.claims import Lost, Waiting, end, lost, put_back
+from app.core.worker.opened import OwnSession
 from app.core.worker.options import pause_before_retry
 
 SENDER_SECONDS: Final = 2.0  # that whoever enqueued a job, and then its workers, have before the drain sends it
@@ -34,7 +37,8 @@ _LOOK = text(
     "SELECT clock_timestamp() AS now,"
     " EXISTS (SELECT FROM job WHERE state = 'queued' AND sent_at IS NULL"
     " AND run_after <= clock_timestamp() - make_interval(secs => :grace)) AS any_unsent,"
-    " EXISTS (SELECT FROM job WHERE state = 'running' AND lease_until < clock_timestamp()) AS any_lost"
+    " EXISTS (SELECT FROM job WHERE state = 'running' AND lease_until < clock_timestamp()"
+    " AND queue = :queue) AS any_lost"
 )
 _TAKE_UNSENT = text(
     "UPDATE job SET sent_at = clock_timestamp() WHERE id IN (SELECT id FROM job WHERE state = 'queued'"
@@ -58,11 +62,17 @@ class Upkeep:
     """The rounds of one worker."""
 
     def __init__(
-        self, transport: Transport, queue: str, functions: dict[str, Function | CronJob], max_tries: int
+        self,
+        transport: Transport,
+        session: OwnSession,
+        queue: str,
+        functions: dict[str, Function | CronJob],
+        max_tries: int,
     ) -> None:
         """
         Args:
             transport: what carries ids to workers.
+            session: opens a session of the worker's own.
             queue: the queue that this worker works on.
             functions: what it knows, by name.
             max_tries: of functions that do not say.
@@ -72,8 +82,9 @@ class Upkeep:
         self._queue = queue
         self._functions = functions
         self._max_tries = max_tries
-        self._came_back = True  # Redis/Valkey; at a start, who knows.
-        transport.link.on_change(self._on_change)
+        self._session = session
+        self._has_lost = True  # Redis/Valkey; at a start, who knows.
+        self._unknown_since: dict[str, float] = {}  # by function, on the monotonic clock
 
     def now(self) -> datetime:
         """The database's time, as far as is known."""
@@ -81,42 +92,63 @@ class Upkeep:
 
     async def round(self) -> None:
         """Does whatever there is to do. Raises: DatabaseUnavailable, LinkError."""
-        async with reading() as db:
-            look = (await (await db.connection()).execute(_LOOK, {"grace": SENDER_SECONDS})).one()
+        values = {"grace": SENDER_SECONDS, "queue": self._queue}
+        async with self._session() as db:
+            look = (await (await db.connection()).execute(_LOOK, values)).one()
         self.clock = look.now - datetime.now(UTC)
         if look.any_lost:
             await self._take_from_the_lost()
         if not self._transport.link.up:
             return
+        was_usable = self._transport.usable
+        if await self._transport.was_emptied() or not was_usable:
+            self._has_lost = True
         if look.any_unsent:
             await self._drain()
-        emptied = await self._transport.was_emptied()
-        if emptied or self._came_back or await self._transport.is_ones_turn(self._queue, RECONCILE_SECONDS):
-            self._came_back = False
-            await self._reconcile()
 
-    async def refuse_unknown(self, ids: list[str]) -> None:
-        """Ends those of these jobs for whose function no worker has come for long."""
-        async with reading() as db:
-            values = {"ids": ids, "patience": NOBODY_KNOWS_SECONDS}
-            await (await db.connection()).execute(_NOBODY_KNOWS, values)
+    async def reconcile(self) -> None:
+        """Sends again what Redis/Valkey has lost, when that can be or it is time to look. Raises: as `round`."""
+        if not self._transport.usable:
+            return
+        if self._has_lost or await self._transport.is_ones_turn(self._queue, RECONCILE_SECONDS):
+            self._has_lost = False
+            try:
+                await self._compare()
+            except BaseException:
+                self._has_lost = True
+                raise
+
+    async def refuse_unknown(self, jobs: Sequence[Waiting]) -> None:
+        """Ends those of these jobs for whose function no worker has come for long, as far as this one can tell."""
+        for job in jobs:
+            self._unknown_since.setdefault(job.function, monotonic())
+        since = monotonic() - NOBODY_KNOWS_SECONDS
+        ids = [job.id for job in jobs if self._unknown_since[job.function] <= since]
+        if ids:
+            async with self._session() as db:
+                values = {"ids": ids, "patience": NOBODY_KNOWS_SECONDS}
+                await (await db.connection()).execute(_NOBODY_KNOWS, values)
+
+    def watch(self) -> None:
+        """Hears from now on when Redis/Valkey comes back."""
+        self._transport.link.on_change(self._on_change)
 
     def _on_change(self, up: bool) -> None:
         if up:
-            self._came_back = True  # It can have lost its last second, or all.
+            self._has_lost = True  # Its last second, or all.
 
     async def _drain(self) -> None:
         """Notes first, and sends then: a row that is locked could not be claimed. What is lost in between is resent."""
         sent = MOST_AT_ONCE
         while sent == MOST_AT_ONCE:
-            async with reading() as db:
+            async with self._session() as db:
                 values = {"grace": SENDER_SECONDS, "most": MOST_AT_ONCE}
                 rows = (await (await db.connection()).execute(_TAKE_UNSENT, values)).all()
             for queue in {row.queue for row in rows}:
                 await self._transport.send_all(queue, {row.id: row.run_after for row in rows if row.queue == queue})
             sent = len(rows)
 
-    async def _reconcile(self) -> None:
+    async def _compare(self) -> None:
         """Compares all that is due in this queue with what Redis/Valkey has. One worker at a time."""
         async with transaction() as db:
             connection = await db.connection()
@@ -136,7 +168,7 @@ class Upkeep:
 
     async def _take_from_the_lost(self) -> None:
         async with transaction() as db:
-            jobs = await lost(db, MOST_AT_ONCE)
+            jobs = await lost(db, self._queue, list(self._functions), NOBODY_KNOWS_SECONDS, MOST_AT_ONCE)
             due = [(job, await self._again_or_dead(db, job)) for job in jobs]
         for job, moment in due:
             log.warning("worker lost", job_id=job.id, function=job.function, attempt=job.attempt, worker=job.worker)
@@ -146,10 +178,10 @@ class Upkeep:
                     await send(job.queue, job.id, moment)
 
     async def _again_or_dead(self, db: AsyncSession, job: Lost) -> datetime | None:
-        error = f"Its worker was lost: {job.worker}, attempt {job.attempt}."
+        error = f"Its worker was lost, in attempt {job.attempt}."
         function = self._functions.get(job.function)
         own = function.max_tries if function is not None else None
-        if job.attempt >= (self._max_tries if own is None else own):
+        if job.attempt >= (self._max_tries if own is None else own) and not job.cancel_requested:
             await end(db, job, JobState.DEAD, error, None)
             return None
         # The first time it was probably the worker; what kills a second one can wait.

@@ -10,19 +10,20 @@ import os
 import random
 import signal
 import socket
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from secrets import token_hex
 from time import monotonic
 from typing import Any, Final
 
+import arq
 import arq.worker
 import structlog
 from arq.worker import Worker
 
 from app.core.config import PostgresSettings, SettingsGroup, environment_of, get_settings
-from app.core.db.database import DatabaseUnavailable, reading
+from app.core.db.database import DatabaseUnavailable
 from app.core.logger import configure_logging
 from app.core.utils.queue import dumps
 from app.core.utils.queue.metrics import RUNNING
@@ -37,6 +38,7 @@ from app.core.worker.claims import (
     Waiting,
     claim,
     claim_oldest,
+    disown,
     put_back,
     renew,
     still_waiting,
@@ -44,15 +46,16 @@ from app.core.worker.claims import (
 )
 from app.core.worker.crons import Crons
 from app.core.worker.metrics_server import metrics_served
-from app.core.worker.opened import Opened, open_worker
+from app.core.worker.opened import Opened, OwnSession, open_worker
 from app.core.worker.upkeep import Upkeep
 
 ROUND: Final = 1.0  # seconds between two rounds of upkeep, and two looks at what is to be cancelled
 RENEWALS: Final = 3  # per lease
 PAUSE_WITHOUT: Final = 1.0  # seconds between two looks for jobs while the database, or Redis/Valkey, is away
-LOCKED_PAUSE: Final = timedelta(milliseconds=50)  # until a job whose row somebody has locked is looked at again
+LOCKED_PAUSE: Final = timedelta(milliseconds=200)  # until a job whose row somebody has locked is looked at again
 UNKNOWN_PAUSE: Final = timedelta(seconds=5)  # until a job whose function is not known here is offered again
 CLAIM_SECONDS: Final = 5.0  # that taking jobs may take
+RECONCILE_LIMIT: Final = 600.0  # seconds, for millions of jobs
 LAST_SECONDS: Final = 5.0  # that jobs have, once they were cancelled, to be put back
 
 log = structlog.stdlib.get_logger("slipway.worker")
@@ -60,7 +63,7 @@ log = structlog.stdlib.get_logger("slipway.worker")
 
 def use_durable_worker() -> None:
     """Has the command `arq` run `DurableWorker`."""
-    arq.worker.Worker = DurableWorker  # type: ignore[misc]  # a class is a name, to mypy
+    arq.worker.Worker = arq.Worker = DurableWorker  # type: ignore[misc]  # a class is a name, to mypy
 
 
 class DurableWorker(Worker):
@@ -76,6 +79,8 @@ class DurableWorker(Worker):
         self._opened: Opened | None = None
         self._transport: Transport
         self._upkeep: Upkeep
+        self._session: OwnSession
+        self._claims_in_doubt = False
         self._renew_at = 0.0  # on the monotonic clock
         self._stack = AsyncExitStack()
         self._unstarted: list[Claimed] = []
@@ -97,16 +102,19 @@ class DurableWorker(Worker):
         """The same, with what is open already."""
         self._opened = opened
         self._transport = opened.transport
+        self._session = opened.session
         self._pool = opened.pool
         self.ctx["redis"] = opened.pool
-        self._upkeep = Upkeep(opened.transport, self.queue_name, self.functions, self.max_tries)
+        self._upkeep = Upkeep(opened.transport, opened.session, self.queue_name, self.functions, self.max_tries)
         if self.on_startup:
             await self.on_startup(self.ctx)
         log.info("worker started", worker=self.name, queue=self.queue_name, functions=sorted(self.functions))
         self._accompany("leases", self._keep_leases, ROUND)
         if not self.burst:
             self._accompany("heartbeat", self._beat, self.health_check_interval / 3)
-            self._accompany("upkeep", self._upkeep.round, ROUND)
+            self._upkeep.watch()
+            self._accompany("upkeep", self._upkeep.round, ROUND, limit=LEASE)
+            self._accompany("reconciler", self._upkeep.reconcile, ROUND, limit=RECONCILE_LIMIT)
             self._accompany("cron", Crons(self.cron_jobs, self.queue_name, self.timezone).round, ROUND / 4)
         while await self._start_some():
             pass
@@ -118,6 +126,8 @@ class DurableWorker(Worker):
             return await super().close()
         if not self._handle_signals:
             self.handle_sig(signal.SIGUSR1)
+        for task in self.tasks.values():  # Whoever ends in another way than by a signal has them still running.
+            task.cancel()
         if self.tasks:
             await asyncio.wait(self.tasks.values(), timeout=LAST_SECONDS)
         await self._give_back()
@@ -125,13 +135,15 @@ class DurableWorker(Worker):
             companion.cancel()
         if self._companions:
             await asyncio.wait(self._companions, timeout=LAST_SECONDS)
-        if self.on_shutdown:
-            await self.on_shutdown(self.ctx)
-        with suppress(LinkError):
-            await self._opened.transport.link.send("DEL", self._health_key)
-        self._opened = self._pool = None
-        await self._stack.aclose()
-        log.info("worker stopped", worker=self.name)
+        try:
+            if self.on_shutdown:
+                await self.on_shutdown(self.ctx)
+        finally:
+            with suppress(LinkError):
+                await self._transport.link.send("DEL", self._health_key)
+            self._opened = self._pool = None
+            await self._stack.aclose()
+            log.info("worker stopped", worker=self.name)
         return None
 
     # ---- Jobs ----
@@ -148,7 +160,8 @@ class DurableWorker(Worker):
                 jobs = await asyncio.shield(taking)
                 self._complained.discard("jobs")
             except asyncio.CancelledError:
-                self._unstarted += await taking
+                with suppress(Exception):
+                    self._unstarted += await taking
                 raise
             except Exception as error:  # The next look may go better, and nobody else would look.
                 if self.burst:
@@ -176,7 +189,7 @@ class DurableWorker(Worker):
     def _start(self, job: Claimed) -> None:
         if (earlier := self.attempts.get(job.id)) is not None:  # It was lost while nothing here could run.
             earlier.lose()
-        attempt = self.attempts[job.id] = Attempt(job, self.functions[job.function], self)
+        attempt = self.attempts[job.id] = Attempt(job, self.functions[job.function], self, self._session)
         self.tasks[job.id] = attempt.start(self._note_end)
         RUNNING.set(len(self.attempts))
 
@@ -190,29 +203,34 @@ class DurableWorker(Worker):
 
     async def _give_back(self) -> None:
         """Puts back what was claimed in the last moment."""
-        try:
-            for job in self._unstarted:
-                async with asyncio.timeout(LAST_SECONDS), reading() as db:
+        while self._unstarted:
+            job = self._unstarted.pop()
+            try:
+                async with asyncio.timeout(LAST_SECONDS), self._session() as db:
                     due = await put_back(db, job, 0, None, counts=False)
                 if due is not None:
                     await send(job.queue, job.id, due)
-        except (DatabaseUnavailable, LeaseLost, TimeoutError) as error:  # Its lease ends.
-            log.warning("jobs not put back", why=repr(error))
+            except (DatabaseUnavailable, LeaseLost, TimeoutError) as error:  # Its lease ends.
+                log.warning("job not put back", job_id=job.id, why=repr(error))
 
     async def _next_jobs(self, most: int) -> list[Claimed]:
         known = list(self.functions)
-        if self.burst or not self._transport.link.up:
+        if self._claims_in_doubt:
+            async with self._session() as db:
+                await disown(db, self.name, list(self.attempts))
+            self._claims_in_doubt = False
+        if self.burst or not self._transport.usable:
             # Slower than what carries ids, and good enough until that is back.
-            async with reading() as db:
+            async with self._session() as db, self._in_doubt_unless_answered():
                 return await claim_oldest(db, self.queue_name, most, self.name, known)
         ids = await self._transport.take(self.queue_name, self._upkeep.now(), most)
         ids = [job_id for job_id in ids if "\x00" not in job_id]
         if not ids:
             return []
         try:
-            async with reading() as db:
+            async with self._session() as db, self._in_doubt_unless_answered():
                 jobs = await claim(db, ids, self.name, known)
-        except DatabaseUnavailable:
+        except (DatabaseUnavailable, asyncio.CancelledError):  # That is the time limit.
             await self._transport.send_all(self.queue_name, dict.fromkeys(ids, self._upkeep.now()))
             raise
         claimed = {job.id for job in jobs}
@@ -220,31 +238,47 @@ class DurableWorker(Worker):
             await self._put_aside(left)
         return jobs
 
+    @asynccontextmanager
+    async def _in_doubt_unless_answered(self) -> AsyncIterator[None]:
+        """A claim that was not answered can be made all the same: its jobs are given up before the next one."""
+        self._claims_in_doubt = True
+        yield
+        self._claims_in_doubt = False
+
     async def _put_aside(self, ids: Sequence[str]) -> None:
         """Of what was sent and could not be claimed, what waits all the same is sent again; the rest is forgotten."""
-        async with reading() as db:
+        async with self._session() as db:
             waiting = await still_waiting(db, ids)
         if waiting:
             now = self._upkeep.now()
             due = {job.id: max(job.run_after, now + self._pause_for(job)) for job in waiting}
             await self._transport.send_all(self.queue_name, due)
         if unknown := [job for job in waiting if job.function not in self.functions]:
-            await self._upkeep.refuse_unknown([job.id for job in unknown])
-            names = {job.function for job in unknown}
-            self._complain(f"functions {names}", LookupError("This worker does not know them."))
+            await self._upkeep.refuse_unknown(unknown)
+            for function in {job.function for job in unknown}:
+                self._complain(function, LookupError("This worker does not know this function."))
 
     def _pause_for(self, job: Waiting) -> timedelta:
         return LOCKED_PAUSE if job.function in self.functions else UNKNOWN_PAUSE
 
     # ---- Beside them ----
 
-    def _accompany(self, name: str, action: Callable[[], Awaitable[None]], pause: float) -> None:
-        """Has this done again and again, whatever comes of it, until the worker is closed."""
+    def _accompany(
+        self, name: str, action: Callable[[], Awaitable[None]], pause: float, limit: float = LEASE / 6
+    ) -> None:
+        """Has this done again and again, whatever comes of it, until the worker is closed.
+
+        Args:
+            name: what the log calls it.
+            action: what is done.
+            pause: seconds from one time to the next.
+            limit: seconds that it may take. Leases are to have several tries before they end.
+        """
 
         async def keep_doing() -> None:
             while True:
                 try:
-                    async with asyncio.timeout(LEASE):
+                    async with asyncio.timeout(limit):
                         await action()
                     self._complained.discard(name)
                 except Exception as error:
@@ -263,7 +297,7 @@ class DurableWorker(Worker):
         held = dict(self.attempts)
         if not held:
             return
-        async with reading() as db:
+        async with self._session() as db:
             for job_id in await to_cancel(db, list(held)):
                 held[job_id].cancel()
             if monotonic() < self._renew_at:
@@ -279,7 +313,7 @@ class DurableWorker(Worker):
 
     async def _beat(self) -> None:
         """Says that this worker lives: under a key of its own, and under the one that `arq --check` asks for."""
-        if not self._transport.link.up:
+        if not self._transport.link.up or "jobs" in self._complained:
             return
         told = {"running": len(self.attempts), "queue": self.queue_name, "started_at": self._started_at}
         expire = ("PX", int((self.health_check_interval + 1) * 1000))

@@ -1,6 +1,7 @@
 """ARQ's own ways, with the table behind them: `queue.pool.enqueue_job(...)` and `ArqJob(task_id, queue.pool)`."""
 
 import asyncio
+from dataclasses import fields
 from datetime import UTC, datetime
 from typing import Any
 
@@ -14,8 +15,9 @@ from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
+from sqlmodel import col, select
 
-from app.core.config import RedisQueueSettings
+from app.core.config import PostgresSettings, RedisQueueSettings
 from app.core.db.database import reading
 from app.core.utils.queue.lifecycle import request_cancel
 from app.core.utils.queue.sending import JobIdTaken, enqueue_now
@@ -114,6 +116,23 @@ class JobPool(ArqRedis):
         super().__init__(connections, job_serializer=dumps, job_deserializer=loads)
         self.durable = durable
 
+    async def queued_jobs(self, *, queue_name: str | None = None) -> list[JobDef]:
+        """The jobs that wait, the one that is due first before the others."""
+        if not self.durable:
+            return await super().queued_jobs(queue_name=queue_name)
+        waiting = select(Job).where(col(Job.state) == JobState.QUEUED, col(Job.queue) == (queue_name or DEFAULT_QUEUE))
+        async with reading() as db:
+            jobs = await db.exec(waiting.order_by(col(Job.run_after), col(Job.id)))
+            return [described for job in jobs if (described := _described(job)) is not None]
+
+    async def all_job_results(self) -> list[JobResult]:
+        """The jobs that have ended and are kept, in the order in which they were enqueued."""
+        if not self.durable:
+            return await super().all_job_results()
+        async with reading() as db:
+            jobs = await db.exec(select(Job).where(col(Job.finished_at).is_not(None)).order_by(col(Job.created_at)))
+            return [described for job in jobs if isinstance(described := _described(job), JobResult)]
+
     async def enqueue_job(
         self, function: str, *args: Any, _queue_name: str | None = None, **options: Any
     ) -> ArqOwnJob | None:
@@ -144,9 +163,16 @@ def pool_to(settings: RedisQueueSettings, *, durable: bool) -> JobPool:
 def worker_redis_settings(settings: RedisQueueSettings) -> RedisSettings:
     """The same address in ARQ's words, for `arq --check` and for workers without a database.
 
-    Such a worker outlives a restart of Redis/Valkey by retrying for a minute.
+    Such a worker outlives a restart of Redis/Valkey by retrying for a minute; a check says at once that it is away.
     """
     address = parse_url(settings.redis_queue_url)
+    patient: dict[str, Any] = {
+        "retry_on_timeout": True,
+        "retry_on_error": list(OUTAGES),
+        "retry": Retry(ExponentialBackoff(cap=2, base=0.05), 40),
+    }
+    tls: dict[str, Any] = {name: value for name, value in address.items() if name in _TLS}
+    durable = isinstance(settings, PostgresSettings)
     return RedisSettings(
         host=address.get("host", "localhost"),
         port=address.get("port", 6379),
@@ -156,11 +182,13 @@ def worker_redis_settings(settings: RedisQueueSettings) -> RedisSettings:
         password=address.get("password"),
         ssl=settings.redis_queue_url.startswith("rediss:"),
         conn_timeout=int(CONNECT_TIMEOUT),
-        conn_retries=60,
-        retry_on_timeout=True,
-        retry_on_error=list(OUTAGES),
-        retry=Retry(ExponentialBackoff(cap=2, base=0.05), 40),
+        conn_retries=0,
+        **tls,
+        **({} if durable else patient),
     )
+
+
+_TLS = {field.name for field in fields(RedisSettings) if field.name.startswith("ssl_")}
 
 
 async def find(job_id: str) -> Job | None:

@@ -29,11 +29,15 @@ async def request_cancel(db: AsyncSession, job_id: str) -> bool:
 
     Returns: whether it had not ended yet.
     """
+    if "\x00" in job_id:
+        return False
     return (await (await db.connection()).execute(_CANCEL, {"id": job_id})).one_or_none() is not None
 
 
 async def replay(db: AsyncSession, job_id: str) -> bool:
     """Has a dead or cancelled job done after all, from its first attempt on. Returns: whether it was one."""
+    if "\x00" in job_id:
+        return False
     row = (await (await db.connection()).execute(_REPLAY, {"id": job_id})).one_or_none()
     if row is not None:
         after_commit(db, partial(send, row.queue, job_id, row.run_after))

@@ -6,7 +6,7 @@ from typing import Any, Final
 import structlog
 from sqlalchemy import text
 
-from app.core.db.database import DatabaseUnavailable, reading
+from app.core.db.database import reading
 from app.core.utils.queue.serialization import dumps
 
 LEAST_PAUSE: Final = 0.25  # seconds between two reports that are written; what comes between is kept for the next one
@@ -45,8 +45,8 @@ class Reporter:
         try:
             said = str(message)[:LONGEST_MESSAGE] if message is not None else None
             whole = float(total) if total is not None else None
-            self._unwritten = dumps({"done": float(done), "total": whole, "message": said}).decode()
-        except (TypeError, ValueError) as error:
+            written = self._unwritten = dumps({"done": float(done), "total": whole, "message": said}).decode()
+        except (TypeError, ValueError, OverflowError) as error:
             log.warning("progress cannot be told", why=repr(error))
             return
         if monotonic() - self._written_at < LEAST_PAUSE:
@@ -54,11 +54,12 @@ class Reporter:
         self._written_at = monotonic()
         try:
             async with reading() as db:
-                await (await db.connection()).execute(_WRITE, self._row | {"progress": self._unwritten})
-        except DatabaseUnavailable:
-            log.debug("progress not written")
+                await (await db.connection()).execute(_WRITE, self._row | {"progress": written})
+        except Exception as error:
+            log.warning("progress not written", why=repr(error.__cause__ or error))
         else:
-            self._unwritten = None
+            if self._unwritten is written:  # No other report was made meanwhile.
+                self._unwritten = None
 
     @property
     def unwritten(self) -> str | None:

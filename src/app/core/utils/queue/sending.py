@@ -3,7 +3,6 @@
 import re
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from functools import partial
 from typing import Any, Final
 from uuid import uuid4
 
@@ -11,7 +10,7 @@ import structlog
 from sqlalchemy import text
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from app.core.db.database import after_commit, reading
+from app.core.db.database import actions_after_commit, after_commit, reading
 from app.core.exceptions.http_exceptions import Unprocessable
 from app.core.utils.queue.metrics import ENQUEUED
 from app.core.utils.queue.serialization import dumps, loads
@@ -51,7 +50,16 @@ class JobIdTaken(Exception):  # noqa: N818 -- a state
     """There is a job with this id already."""
 
 
-_FORGET_ENDED = text("DELETE FROM job WHERE id = :id AND finished_at < clock_timestamp() - CAST(:taken AS interval)")
+# A dead letter is kept, under another id.
+_FREE_ID = text(
+    "WITH gone AS (DELETE FROM job WHERE id = :id AND state <> 'dead'"
+    " AND finished_at < clock_timestamp() - CAST(:taken AS interval))"
+    " UPDATE job SET id = left(id, 120) || '~' || left(md5(random()::text), 6)"
+    " WHERE id = :id AND state = 'dead' AND finished_at < clock_timestamp() - CAST(:taken AS interval)"
+)
+_FORGET_EXPIRED = text(
+    "DELETE FROM job WHERE (id = :id OR idempotency_key = :key) AND expires_at < clock_timestamp() RETURNING id"
+)
 _INSERT = text(
     "INSERT INTO job (id, queue, function, args, keywords, owner_id, idempotency_key, attempt,"
     " created_at, run_after, start_before)"
@@ -123,8 +131,11 @@ async def enqueue(
     }
     connection = await db.connection()
     if _job_id is not None:
-        await connection.execute(_FORGET_ENDED, {"id": _job_id, "taken": _id_is_taken})
+        await connection.execute(_FREE_ID, {"id": _job_id, "taken": _id_is_taken})
     while (row := (await connection.execute(_INSERT, values)).one_or_none()) is None:
+        named = {"id": values["id"], "key": values["key"]}
+        if (await connection.execute(_FORGET_EXPIRED, named)).all():
+            continue
         earlier = (await connection.execute(_BY_KEY, {"key": values["key"]})).one_or_none()
         if earlier is not None:
             if (earlier.function, earlier.args, earlier.keywords) != (function, *map(loads, _arguments_of(values))):
@@ -133,7 +144,7 @@ async def enqueue(
         if _job_id is not None:
             raise JobIdTaken(_job_id)
         # Its row was removed in between: the key is free.
-    after_commit(db, partial(send, _queue_name, row.id, row.run_after))
+    _send_after_commit(db, _queue_name, row.id, row.run_after)
     ENQUEUED.labels(function).inc()
     return Enqueued(row.id, row.run_after)
 
@@ -149,12 +160,31 @@ async def enqueue_now(function: str, *args: Any, _queue_name: str = DEFAULT_QUEU
 
 async def send(queue: str, job_id: str, due: datetime) -> None:
     """Sends a job whose row is committed. That it cannot be sent is no error: a worker finds it in the table."""
-    if not _transports:
-        return  # A script, say.
-    try:
-        await _transports[-1].send(queue, job_id, due)
-    except LinkError as error:
-        log.debug("job not sent yet", job_id=job_id, why=repr(error))
+    await _Batch({queue: {job_id: due}})()
+
+
+class _Batch:
+    """What one transaction has enqueued, by queue and id; called once that is committed."""
+
+    def __init__(self, jobs: dict[str, dict[str, datetime]]) -> None:
+        self.jobs = jobs
+
+    async def __call__(self) -> None:
+        if not _transports:
+            return  # A script, say.
+        try:
+            for queue, due_by_id in self.jobs.items():
+                await _transports[-1].send_all(queue, due_by_id)
+        except LinkError as error:
+            log.debug("jobs not sent yet", why=repr(error))
+
+
+def _send_after_commit(db: AsyncSession, queue: str, job_id: str, due: datetime) -> None:
+    batch = next((action for action in actions_after_commit(db) if isinstance(action, _Batch)), None)
+    if batch is None:
+        batch = _Batch({})
+        after_commit(db, batch)
+    batch.jobs.setdefault(queue, {})[job_id] = due
 
 
 def add(transport: Transport) -> None:

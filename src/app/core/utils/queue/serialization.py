@@ -1,6 +1,7 @@
 """JSON, and never pickle: what is read from Redis/Valkey or a table must not be run."""
 
 import json
+import re
 from collections.abc import Iterable
 from typing import Any, Final
 
@@ -12,8 +13,11 @@ def dumps(value: Any) -> bytes:
 
     Raises: TypeError or ValueError for what JSON cannot hold, or what is nested too deep for who reads it.
     """
+    try:
+        text = json.dumps(value, default=_exception_as_text, ensure_ascii=False, allow_nan=False)
+    except RecursionError as error:
+        raise ValueError(TOO_DEEP) from error
     _refuse_depth(value)
-    text = json.dumps(value, default=_exception_as_text, ensure_ascii=False, allow_nan=False)
     return text.encode(errors="replace")
 
 
@@ -23,13 +27,18 @@ def loads(value: bytes | str) -> Any:
 
 
 def describe(error: BaseException) -> str:
-    """An exception in a line or a few, as a job's error."""
-    text = str(error).replace("\x00", "\N{REPLACEMENT CHARACTER}").encode(errors="replace").decode()
+    """An exception in a line or a few, as a job's error; without the row and the statement that PostgreSQL quotes."""
+    try:
+        text = re.split(r"\nDETAIL:|\n\[SQL", str(error), maxsplit=1)[0]
+    except Exception:
+        text = "(it cannot be shown)"
+    text = text.replace("\x00", "\N{REPLACEMENT CHARACTER}").encode(errors="replace").decode()
     return f"{type(error).__name__}: {text}"[:LONGEST_ERROR] if text else type(error).__name__
 
 
 LONGEST_ERROR: Final = 4000  # characters
 DEEPEST: Final = 100  # levels; what answers over HTTP gives up soon after
+TOO_DEEP: Final = f"It is nested more than {DEEPEST} levels deep."
 
 
 def _refuse_depth(value: Any) -> None:
@@ -38,7 +47,7 @@ def _refuse_depth(value: Any) -> None:
         level = [inner for outer in level for inner in _inside(outer)]
         if not level:
             return
-    raise ValueError(f"It is nested more than {DEEPEST} levels deep.")
+    raise ValueError(TOO_DEEP)
 
 
 def _inside(value: Any) -> Iterable[Any]:

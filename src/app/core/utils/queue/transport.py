@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any, Final
 
-from app.core.utils.redis_link import AnyLink, Script
+from app.core.utils.redis_link import AnyLink, LinkError, Script
 
 MARKER: Final = "slipway:jobs"  # gone: the server was emptied, or has come back without what it had
 MOST_AT_ONCE: Final = 1000
@@ -28,10 +28,16 @@ class Transport:
     def __init__(self, link: AnyLink) -> None:
         """`link` is open."""
         self.link = link
+        self._takes_orders = True
+
+    @property
+    def usable(self) -> bool:
+        """Whether the server is there, and takes what is written: it can be full, or a replica by now."""
+        return self.link.up and self._takes_orders
 
     async def send(self, queue: str, job_id: str, due: datetime) -> None:
         """Has a job taken from `due` on. One that is there already is due then."""
-        await self.link.send("ZADD", queue, _score(due), job_id)
+        await self.send_all(queue, {job_id: due})
 
     async def send_all(self, queue: str, due_by_id: dict[str, datetime]) -> None:
         """The same for many."""
@@ -41,7 +47,11 @@ class Transport:
 
     async def take(self, queue: str, now: datetime, most: int) -> list[str]:
         """Takes out jobs that are due, the longest due first."""
-        taken = await self.link.call(_TAKE, queue, _score(now), min(most, MOST_AT_ONCE))
+        try:
+            taken = await self.link.call(_TAKE, queue, _score(now), min(most, MOST_AT_ONCE))
+        except LinkError:
+            self._takes_orders = False  # Until the next round of upkeep finds that it does.
+            raise
         return [job_id.decode(errors="replace") for job_id in taken]
 
     async def missing(self, queue: str, ids: Sequence[str]) -> set[str]:
@@ -52,8 +62,17 @@ class Transport:
         return {job_id for job_id, score in zip(ids, found, strict=True) if score is None}
 
     async def was_emptied(self) -> bool:
-        """Whether the server has lost everything since this was last asked, by whichever worker. True once."""
-        return await self.link.send("SET", MARKER, 1, "NX") is not None
+        """Whether the server has lost everything since this was last asked, by whichever worker. True once.
+
+        That is a write, so it also tells whether the server is `usable`.
+        """
+        try:
+            answer = await self.link.send("SET", MARKER, 1, "NX")
+        except LinkError:
+            self._takes_orders = False
+            raise
+        self._takes_orders = True
+        return answer is not None
 
     async def is_ones_turn(self, queue: str, seconds: float) -> bool:
         """True once in so many seconds, for one of all workers of a queue."""

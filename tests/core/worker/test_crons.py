@@ -1,0 +1,146 @@
+"""Jobs by the clock: once per tick, however many workers there are."""
+
+import asyncio
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from arq import cron
+from arq.cron import CronJob
+from sqlmodel.ext.asyncio.session import AsyncSession
+
+from app.core.db.database import DatabaseUnavailable
+from app.core.utils import queue
+from app.core.worker import crons as crons_module
+from app.core.worker import worker as worker_module
+from app.core.worker.crons import Crons
+from tests.core.worker.test_worker import Context, all_done, create_done, do, run, sent, until, working
+
+pytestmark = pytest.mark.anyio
+
+
+async def tick(ctx: Context) -> None:
+    """What is done by the clock."""
+    await do(ctx, str(ctx["job_id"]))
+
+
+def by_the_clock(**options: Any) -> CronJob:
+    """A cron job that is due each second. Each worker has one of its own."""
+    return cron(tick, **{"second": set(range(60))} | options)
+
+
+def due(job: CronJob, at: datetime) -> Crons:
+    """The cron jobs of a worker, the next tick of which is at this moment."""
+    job.next_run = at
+    return Crons([job], queue.DEFAULT_QUEUE, UTC)
+
+
+async def ids() -> list[str]:
+    return sorted((await run("SELECT id FROM job WHERE function LIKE 'cron:%'")).scalars())
+
+
+NOW = datetime.now(UTC)
+A_MOMENT_AGO = NOW - timedelta(milliseconds=5)
+
+
+async def test_a_tick_is_one_job_of_however_many_workers(db: AsyncSession) -> None:
+    workers = [due(by_the_clock(), A_MOMENT_AGO) for _ in range(5)]
+    await asyncio.gather(*(worker.round() for worker in workers))
+    (job_id,) = await ids()
+    assert job_id == f"cron:tick:{A_MOMENT_AGO:%Y-%m-%dT%H:%M:%S.%f}"
+    assert set(await sent()) == {job_id}
+
+
+async def test_two_ticks_are_two_jobs(db: AsyncSession) -> None:
+    await due(by_the_clock(), A_MOMENT_AGO).round()
+    await due(by_the_clock(), A_MOMENT_AGO - timedelta(seconds=1)).round()
+    assert len(await ids()) == 2
+
+
+async def test_a_tick_is_not_done_again_by_a_worker_that_comes_long_after_its_end(db: AsyncSession) -> None:
+    await due(by_the_clock(), A_MOMENT_AGO).round()
+    await run("UPDATE job SET state = 'succeeded', finished_at = now() - interval '2 hours'")
+    await due(by_the_clock(), A_MOMENT_AGO).round()
+    assert (await run("SELECT state FROM job")).scalars().all() == ["succeeded"]
+
+
+async def test_nothing_is_enqueued_before_it_is_due(db: AsyncSession) -> None:
+    await due(by_the_clock(), NOW + timedelta(hours=1)).round()
+    assert await ids() == []
+
+
+async def test_a_tick_that_nobody_was_there_for_is_not_made_up_for(db: AsyncSession) -> None:
+    job = cron(tick, minute=0, second=0)
+    crons = Crons([job], queue.DEFAULT_QUEUE, UTC)
+    await crons.round()  # A worker starts: whatever was before is not its business.
+    assert await ids() == []
+    assert job.next_run is not None
+    assert job.next_run > datetime.now(UTC) - timedelta(seconds=30)
+
+    job.next_run = NOW - timedelta(hours=5)  # It was held up: one, and not five.
+    await crons.round()
+    await crons.round()
+    assert len(await ids()) == 1
+    assert job.next_run > datetime.now(UTC) - timedelta(seconds=30)
+
+
+async def test_a_cron_job_can_run_when_a_worker_starts(db: AsyncSession) -> None:
+    crons = Crons([cron(tick, hour=3, run_at_startup=True)], queue.DEFAULT_QUEUE, UTC)
+    await crons.round()
+    assert len(await ids()) == 1
+    await crons.round()
+    assert len(await ids()) == 1
+
+
+async def test_a_cron_job_can_have_an_id_that_keeps_it_from_running_twice_at_once(db: AsyncSession) -> None:
+    job = by_the_clock(job_id="one at a time")
+    job.job_id = "one-at-a-time"
+    await due(job, A_MOMENT_AGO).round()
+    await due(job, A_MOMENT_AGO).round()
+    assert await ids() == ["one-at-a-time"]
+    await run("UPDATE job SET state = 'succeeded', attempt = 1, finished_at = now() - interval '1 minute'")
+    await due(job, A_MOMENT_AGO).round()  # The tick after the next.
+    assert (await run("SELECT state, attempt FROM job")).all() == [("queued", 0)]
+
+
+async def test_a_cron_job_that_is_not_unique_is_each_workers_own(db: AsyncSession) -> None:
+    for _ in range(3):
+        await due(by_the_clock(unique=False), A_MOMENT_AGO).round()
+    assert len(await ids()) == 3
+
+
+@pytest.mark.parametrize("name", ["nightly report", "täglich", "x" * 128])
+async def test_a_cron_job_can_have_any_name_that_a_function_can_have(db: AsyncSession, name: str) -> None:
+    for _ in range(2):
+        await due(by_the_clock(name=name), A_MOMENT_AGO).round()
+    assert (await run("SELECT function FROM job")).scalars().all() == [name]
+
+
+async def test_a_tick_that_the_database_was_away_for_is_late(db: AsyncSession, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def unavailable(*_: Any, **__: Any) -> None:
+        raise DatabaseUnavailable
+
+    crons = due(by_the_clock(), A_MOMENT_AGO)
+    with monkeypatch.context() as patch:
+        patch.setattr(crons_module, "enqueue_now", unavailable)
+        with pytest.raises(DatabaseUnavailable):
+            await crons.round()
+    await crons.round()
+    assert len(await ids()) == 1
+
+
+async def test_two_workers_do_each_tick_once_and_keep_its_row(
+    db: AsyncSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker_module, "ROUND", 0.04)
+    await create_done()
+
+    async def has_ticked() -> bool:
+        return len(await all_done()) >= 2
+
+    async with working(cron_jobs=[by_the_clock()]), working(cron_jobs=[by_the_clock()]):
+        await until(has_ticked)
+    done = await all_done()
+    assert len(done) == len(set(done))
+    kept = (await run("SELECT id FROM job WHERE state = 'succeeded'")).scalars().all()
+    assert set(done) == set(kept)
