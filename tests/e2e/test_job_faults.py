@@ -220,8 +220,8 @@ async def so_many_ticks_after(moment: datetime) -> bool:
 
 async def ticks_after(moment: datetime) -> list[datetime]:
     ids = await column("SELECT tick FROM ticked ORDER BY tick")
-    at = [datetime.fromisoformat(job_id.removeprefix("cron:tick:")) for job_id in ids]
-    return [tick for tick in (tick.astimezone() for tick in at) if tick > moment]
+    ticks = [datetime.fromisoformat(f"{job_id.removeprefix('cron:tick:')}+00:00") for job_id in ids]
+    return [tick for tick in ticks if tick > moment]
 
 
 # ---- A long queue ----

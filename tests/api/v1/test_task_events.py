@@ -15,10 +15,11 @@ import uvicorn
 from fastapi import FastAPI
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from app.api import build_router
+from app.api import build_router, job_events
 from app.core.config import Settings
 from app.core.setup import create_application
 from app.core.utils import queue
+from app.core.utils.queue import feed as feed_module
 from app.core.worker.options import job
 from app.core.worker.testing import drain_jobs
 from scripts.embedded import free_port
@@ -326,6 +327,45 @@ async def looks_in_a_second(statements: list[str]) -> int:
     statements.clear()
     await asyncio.sleep(1)
     return sum("FROM job" in statement for statement in statements)
+
+
+async def test_one_caller_follows_so_many_tasks_and_no_more(
+    client: httpx2.AsyncClient, db: AsyncSession, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(feed_module, "MOST_OF_ONE", 2)
+    other = signed_in(await create_user(db), settings)
+    task_id = await enqueue()
+    async with followed(client, task_id) as first, followed(client, task_id) as second:
+        assert (await first.next(), await second.next()) != (None, None)
+        refused = await client.get(f"tasks/task/{task_id}/events")
+        assert (refused.status_code, refused.json()["type"]) == (429, "urn:problem-type:too-many-streams")
+        async with followed(client, task_id, other) as third:
+            assert await third.next() is not None, "somebody else"
+
+
+async def test_a_process_has_so_many_followers_and_no_more(
+    client: httpx2.AsyncClient, db: AsyncSession, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(feed_module, "MOST", 1)
+    headers = signed_in(await create_user(db), settings)
+    task_id = await enqueue()
+    async with followed(client, task_id) as stream:
+        await stream.next()
+        assert (await client.get(f"tasks/task/{task_id}/events", headers=headers)).status_code == 429
+
+
+async def test_whoever_signs_out_follows_no_more(
+    client: httpx2.AsyncClient, db: AsyncSession, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(job_events, "ASK_AGAIN", 0.2)
+    user = await create_user(db)
+    headers = signed_in(user, settings)
+    task_id = await enqueue(_owner_id=user.id)
+    async with followed(client, task_id, headers) as stream:
+        assert await stream.next() is not None
+        await asyncio.sleep(0.7)
+        assert (await client.post("logout", headers=headers)).status_code == 200
+        assert await stream.rest() == [], "and what has not changed was not told again"
 
 
 # ---- When the server is stopped ----

@@ -20,7 +20,7 @@ from app.core.utils.queue.serialization import LONGEST_ERROR
 from app.core.worker import worker as worker_module
 from app.core.worker.options import GiveUp, job
 from app.core.worker.testing import JobsDied, drain_jobs
-from tests.core.worker.test_worker import (
+from tests.durable_jobs import (
     Context,
     Holding,
     all_done,

@@ -1,7 +1,7 @@
 """Jobs by the clock: once per tick, however many workers there are."""
 
 import asyncio
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
 import pytest
@@ -14,7 +14,7 @@ from app.core.utils import queue
 from app.core.worker import crons as crons_module
 from app.core.worker import worker as worker_module
 from app.core.worker.crons import Crons
-from tests.core.worker.test_worker import Context, all_done, create_done, do, run, sent, until, working
+from tests.durable_jobs import Context, all_done, create_done, do, run, sent, until, working
 
 pytestmark = pytest.mark.anyio
 
@@ -144,3 +144,37 @@ async def test_two_workers_do_each_tick_once_and_keep_its_row(
     assert len(done) == len(set(done))
     kept = (await run("SELECT id FROM job WHERE state = 'succeeded'")).scalars().all()
     assert set(done) == set(kept)
+
+
+async def test_a_tick_is_one_job_wherever_its_workers_stand(db: AsyncSession) -> None:
+    for hours in (0, 2, -7):
+        job = by_the_clock()
+        zone = timezone(timedelta(hours=hours))
+        job.next_run = A_MOMENT_AGO.astimezone(zone)
+        await Crons([job], queue.DEFAULT_QUEUE, zone).round()
+    assert len(await ids()) == 1
+
+
+async def test_a_cron_job_that_cannot_be_enqueued_holds_up_no_other(
+    db: AsyncSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refuse_one(name: str, **options: Any) -> Any:
+        if name == "broken":
+            raise ValueError("no")
+        return await queue.enqueue_now(name, **options)
+
+    monkeypatch.setattr(crons_module, "enqueue_now", refuse_one)
+    broken, well = by_the_clock(name="broken"), by_the_clock()
+    broken.next_run = well.next_run = A_MOMENT_AGO
+    with pytest.raises(ValueError, match="no"):
+        await Crons([broken, well], queue.DEFAULT_QUEUE, UTC).round()
+    assert len(await ids()) == 1
+    assert broken.next_run == A_MOMENT_AGO, "it is tried again"
+
+
+async def test_a_cron_job_with_an_id_runs_at_each_tick_after_its_end(db: AsyncSession) -> None:
+    for number in range(3):
+        await due(by_the_clock(job_id="only"), A_MOMENT_AGO + timedelta(seconds=number - 3)).round()
+        assert await ids() == ["only"]
+        ended = "UPDATE job SET state = 'succeeded', finished_at = now() - interval '600 milliseconds'"
+        assert (await run(f"{ended} WHERE state = 'queued' RETURNING id")).all(), f"tick {number} was left out"

@@ -8,9 +8,10 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 
 from app.core.utils import queue
 from app.core.worker import functions as usual_functions
+from app.core.worker import testing as testing_module
 from app.core.worker.options import GiveUp, job
 from app.core.worker.testing import JobsDied, drain_jobs
-from tests.core.worker.test_worker import Context, all_done, create_done, do, enqueued, job_of
+from tests.durable_jobs import Context, all_done, create_done, do, enqueued, job_of
 
 pytestmark = pytest.mark.anyio
 
@@ -140,3 +141,24 @@ async def test_a_job_that_gives_up_dies_once(db: AsyncSession) -> None:
     with pytest.raises(JobsDied, match="no use"):
         await drain_jobs([job(give_up, name="give_up")])
     assert starts == [job_id]
+
+
+async def test_a_job_that_enqueues_itself_again_and_again_is_found_out(
+    db: AsyncSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(testing_module, "MOST_ROUNDS", 5)
+
+    async def again(ctx: Context) -> None:
+        await queue.enqueue(ctx["db"], "again", _defer_by=60)
+
+    await queue.enqueue_now("again")
+    with pytest.raises(JobsDied, match="again and again"):
+        await drain_jobs([job(again, name="again")])
+
+
+async def test_delays_of_others_are_left_alone(db: AsyncSession) -> None:
+    theirs = await queue.enqueue_now("theirs", _defer_by=60)
+    await queue.enqueue_now("do", "it")
+    await create_done()
+    await drain_jobs([job(do)])
+    assert (await job_of(theirs.job_id)).status == "deferred"

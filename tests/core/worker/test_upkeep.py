@@ -18,7 +18,7 @@ from app.core.worker import worker as worker_module
 from app.core.worker.options import job
 from app.core.worker.upkeep import ONE_RECONCILER, Upkeep
 from scripts.embedded import free_port
-from tests.core.worker.test_worker import (
+from tests.durable_jobs import (
     Context,
     Holding,
     all_done,

@@ -15,7 +15,7 @@ from app.core.utils.queue import ArqJob, Job, JobState
 from app.core.worker import worker as worker_module
 from app.core.worker.options import job
 from app.core.worker.testing import drain_jobs
-from tests.core.worker.test_worker import Context, Holding, all_done, create_done, happens, run, sent, working
+from tests.durable_jobs import Context, Holding, all_done, create_done, happens, run, sent, working
 
 pytestmark = pytest.mark.anyio
 
@@ -223,3 +223,13 @@ async def test_a_job_that_has_ended_cannot_be_aborted(db: AsyncSession, state: J
     row = await queue.find("one")
     assert row is not None
     assert (row.state, row.cancel_requested) == (state, False)
+
+
+async def test_the_pool_tells_what_waits_and_what_has_ended(db: AsyncSession) -> None:
+    later, first, ended = [await queue.enqueue_now("do", number) for number in range(3)]
+    await run("UPDATE job SET run_after = now() + interval '1 hour' WHERE id = :id", id=later.job_id)
+    await run("UPDATE job SET state = 'dead', error = 'no', finished_at = now() WHERE id = :id", id=ended.job_id)
+    assert [waiting.job_id for waiting in await queue.pool.queued_jobs()] == [first.job_id, later.job_id]
+    assert await queue.pool.queued_jobs(queue_name=queue.LONG_QUEUE) == []
+    (result,) = await queue.pool.all_job_results()
+    assert (result.job_id, result.success, result.result) == (ended.job_id, False, "no")

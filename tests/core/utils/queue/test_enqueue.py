@@ -20,7 +20,7 @@ from app.core.utils.redis_link import Link
 from app.core.worker.options import job as function
 from app.core.worker.testing import drain_jobs
 from scripts.embedded import free_port
-from tests.core.worker.test_worker import job_of, sent
+from tests.durable_jobs import job_of, run, sent
 from tests.helper import counted_statements, create_user, until_waited_for
 
 pytestmark = pytest.mark.anyio
@@ -317,3 +317,47 @@ async def test_the_owners_jobs_go_with_the_owner(db: AsyncSession) -> None:
     await (await db.connection()).execute(text('DELETE FROM "user"'))
     await db.commit()
     assert not list(await db.exec(select(Job).where(col(Job.owner_id).is_not(None))))
+
+
+async def test_a_dead_letter_is_kept_when_its_id_is_used_again(db: AsyncSession) -> None:
+    await queue.enqueue_now("do", _job_id="mine")
+    await run("UPDATE job SET state = 'dead', finished_at = now() - interval '2 hours'")
+    await queue.enqueue_now("do", _job_id="mine")
+    rows = sorted((await run("SELECT state, id FROM job")).all())
+    assert [state for state, _ in rows] == ["dead", "queued"]
+    assert rows[0].id.startswith("mine~")
+    assert rows[1].id == "mine"
+
+
+@pytest.mark.parametrize("name", [{"_job_id": "mine"}, {"_idempotency_key": "mine"}])
+async def test_what_has_expired_is_in_nobodys_way(db: AsyncSession, name: dict[str, Any]) -> None:
+    first = await queue.enqueue_now("do", **name)
+    await run("UPDATE job SET state = 'succeeded', finished_at = now(), expires_at = now() - interval '1 second'")
+    second = await queue.enqueue_now("do", **name)
+    assert second.due is not None
+    assert (await run("SELECT state FROM job")).scalars().all() == ["queued"]
+    assert (first.job_id == second.job_id) is ("_job_id" in name)
+
+
+async def test_a_key_that_was_used_for_something_else_is_refused(db: AsyncSession) -> None:
+    await queue.enqueue_now("do", "this", _idempotency_key="mine")
+    for name, argument in (("do", "that"), ("undo", "this")):
+        with pytest.raises(queue.IdempotencyKeyReused):
+            await queue.enqueue_now(name, argument, _idempotency_key="mine")
+
+
+async def test_all_jobs_of_a_transaction_are_sent_at_once(db: AsyncSession, monkeypatch: pytest.MonkeyPatch) -> None:
+    link = current_transport().link
+    commands: list[Any] = []
+    send = link.send
+
+    def noted(*words: Any) -> Any:
+        commands.append(words[0])
+        return send(*words)
+
+    monkeypatch.setattr(link, "send", noted)
+    async with transaction() as caller:
+        for number in range(100):
+            await queue.enqueue(caller, "do", number)
+    assert commands.count("ZADD") == 1
+    assert await queue.pool.zcard(queue.DEFAULT_QUEUE) == 100

@@ -11,7 +11,7 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 from app.core.db.database import DatabaseUnavailable
 from app.core.utils.queue import Feed
 from app.core.utils.queue import feed as feed_module
-from tests.core.worker.test_worker import PATIENCE, enqueued, run
+from tests.durable_jobs import PATIENCE, enqueued, run
 from tests.helper import counted_statements
 
 pytestmark = pytest.mark.anyio

@@ -11,7 +11,7 @@ from app.core.utils import queue
 from app.core.utils.queue import reporting
 from app.core.worker.options import GiveUp, job
 from app.core.worker.testing import drain_jobs
-from tests.core.worker.test_worker import Context, enqueued, job_of, run
+from tests.durable_jobs import Context, enqueued, job_of, run
 from tests.helper import counted_statements
 
 pytestmark = pytest.mark.anyio
