@@ -17,6 +17,7 @@ from scripts.embedded import free_port
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
 START_SECONDS = 30
+IN_FULL = os.environ.get("CI") == "true"  # CI does what takes minutes as often as it is promised; else a part will do
 
 
 @contextmanager

@@ -29,14 +29,14 @@ from app.core.utils import queue
 from scripts.embedded import Postgres, Valkey, free_port, scratch_folder
 from tests.conftest import a_postgres
 from tests.jobs_app import TABLES, write
-from tests.processes import BIN, ROOT, running_worker
+from tests.processes import BIN, IN_FULL, ROOT, running_worker
 
 pytestmark = pytest.mark.anyio
 
 WORKERS = 2
 PLACERS = 3
 EVERY = 0.03  # seconds between two orders of one placer
-HANG = 30.0  # seconds
+HANG = 30.0 if IN_FULL else 8.0  # seconds
 LEASE = 5.0  # seconds: shorter than in operation, so that what a restart of PostgreSQL cut off comes back soon
 PATIENCE = 60.0  # seconds until a test gives up on what has to come
 SOON = 10.0  # seconds in which a job is done, also without Redis/Valkey, on a machine that is busy with other tests

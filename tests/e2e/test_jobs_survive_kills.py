@@ -23,7 +23,7 @@ from app.core.utils import queue
 from scripts.embedded import Valkey, free_port
 from tests.conftest import connect
 from tests.jobs_app import TABLES
-from tests.processes import process, wait_for_answer, wait_for_worker
+from tests.processes import IN_FULL, process, wait_for_answer, wait_for_worker
 
 pytestmark = pytest.mark.anyio
 
@@ -32,10 +32,10 @@ LEASE = 3.0  # seconds: shorter than in operation, and long enough to be renewed
 MARGIN = 10.0  # seconds, for such a machine
 PATIENCE = 60.0  # seconds until a test gives up on what has to come
 
-ORDERS = 10_000
+ORDERS = 10_000 if IN_FULL else 2_000
 CLIENTS = 12
-KILLS = 24
-RESTARTS = 50
+KILLS = 24 if IN_FULL else 8
+RESTARTS = 50 if IN_FULL else 10
 
 CLAIMS_THAT_WAIT = (
     "SELECT count(*) FROM pg_stat_activity"

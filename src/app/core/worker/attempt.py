@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from datetime import timedelta
-from time import perf_counter
+from time import monotonic, perf_counter
 from typing import Any, Final
 
 import structlog
@@ -28,7 +28,8 @@ ENDED: Final = (JobState.DEAD.value, JobState.CANCELLED.value)
 AGAIN: Final = ("retried", "put_back")
 COMMIT_SECONDS: Final = 30.0  # that the end of a job and its commit may take
 HOOK_SECONDS: Final = 30.0  # that a hook may take
-WRITE_SECONDS: Final = 5.0  # that may go by until it is written down how an attempt ended; its lease sees to it later
+WRITE_SECONDS: Final = 5.0  # in which it is tried to write down how an attempt ended; its lease sees to it later
+WRITE_PAUSE: Final = 0.5  # seconds
 
 log = structlog.stdlib.get_logger("slipway.worker")
 
@@ -187,14 +188,19 @@ class Attempt:
         return writing.result()
 
     async def _write_down(self, error: BaseException) -> str:
-        try:
-            async with asyncio.timeout(WRITE_SECONDS):
-                return await self._decide(error)
-        except LeaseLost:
-            log.warning("job lost to another worker")
-        except Exception as failure:  # Its lease ends, and it is done again.
-            log.warning("end of the job not written down", why=repr(failure.__cause__ or failure))
-        return "lost"
+        deadline = monotonic() + WRITE_SECONDS
+        while True:
+            try:
+                async with asyncio.timeout(WRITE_SECONDS):
+                    return await self._decide(error)
+            except LeaseLost:
+                log.warning("job lost to another worker")
+                return "lost"
+            except Exception as failure:
+                if monotonic() > deadline:  # Its lease ends, and it is done again.
+                    log.warning("end of the job not written down", why=repr(failure.__cause__ or failure))
+                    return "lost"
+            await asyncio.sleep(WRITE_PAUSE)
 
     async def _decide(self, error: BaseException) -> str:
         if isinstance(self._told, LeaseLost) or isinstance(error, LeaseLost):

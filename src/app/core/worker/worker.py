@@ -80,6 +80,7 @@ class DurableWorker(Worker):
         self._transport: Transport
         self._upkeep: Upkeep
         self._session: OwnSession
+        self._is_started = False
         self._claims_in_doubt = False
         self._renew_at = 0.0  # on the monotonic clock
         self._stack = AsyncExitStack()
@@ -108,6 +109,7 @@ class DurableWorker(Worker):
         self._upkeep = Upkeep(opened.transport, opened.session, self.queue_name, self.functions, self.max_tries)
         if self.on_startup:
             await self.on_startup(self.ctx)
+        self._is_started = True
         log.info("worker started", worker=self.name, queue=self.queue_name, functions=sorted(self.functions))
         self._accompany("leases", self._keep_leases, ROUND)
         if not self.burst:
@@ -136,7 +138,7 @@ class DurableWorker(Worker):
         if self._companions:
             await asyncio.wait(self._companions, timeout=LAST_SECONDS)
         try:
-            if self.on_shutdown:
+            if self.on_shutdown and self._is_started:
                 await self.on_shutdown(self.ctx)
         finally:
             with suppress(LinkError):
