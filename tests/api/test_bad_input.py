@@ -301,7 +301,7 @@ async def test_pages_are_within_bounds(client: httpx2.AsyncClient, path: str) ->
 BAD_USERNAMES = ("%00", "ada%0a", "%0aada", "ada%00", "ADA", "a%20b", "a", "a" * 21, "%FF", "%C3%A4")
 BAD_TIERS = ("%00", "pro%0a", "%20", "x" * 51, "%1b", "%C2%85")
 BAD_IDS = ("0", "-1", "2147483648", "9" * 30, "9" * 5_000, "abc", "1.5", "1%0a2", "%00")
-BAD_TASKS = ("%00", "A" * 32, "0" * 65, "0%0a", "%2e%2e", "*", "%C3%A4")
+BAD_TASKS = ("%00", "0" * 129, "0%0a", "0%20", "%C3%A4")
 
 
 async def test_a_bad_address_is_refused(client: httpx2.AsyncClient) -> None:

@@ -3,6 +3,7 @@
 import io
 import json
 import logging
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,6 +34,9 @@ def restored_logging(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterato
         handler.close()
     root.handlers[:], root.level = before
     structlog.configure(**ours)
+    for name, module in list(sys.modules.items()):
+        if name.startswith("app.") and "log" in vars(module):
+            vars(module.log).pop("bind", None)  # Loggers keep how they were configured when they were first used.
 
 
 @pytest.mark.parametrize("environment", [EnvironmentOption.PRODUCTION, EnvironmentOption.LOCAL])

@@ -92,20 +92,16 @@ class Transaction(AsyncSession):
                 log.exception("action after commit failed")
 
 
-def open_database(
-    settings: PostgresSettings, *, pool_size: int | None = None, command_timeout: float | None = COMMAND_TIMEOUT
-) -> AsyncEngine:
+def open_database(settings: PostgresSettings, *, pool_size: int | None = None, time_limit: bool = True) -> AsyncEngine:
     """Makes the engine that `async_get_db` uses from now on. Connects only when first asked to.
 
     Args:
         settings: where it is.
         pool_size: how many connections it may have, if not `POSTGRES_POOL_SIZE`.
-        command_timeout: seconds for one statement; None where others see to it that nothing waits for ever.
+        time_limit: whether a statement may take `COMMAND_TIMEOUT`; False where others see to it that none takes for ever.
     """
     global _sessions, _readers
-    engine = create_engine(
-        settings, pool_size=pool_size or settings.POSTGRES_POOL_SIZE, command_timeout=command_timeout
-    )
+    engine = create_engine(settings, pool_size=pool_size or settings.POSTGRES_POOL_SIZE, time_limit=time_limit)
     # Closed for good: one that is used again, while an answer is streamed, say, would never give its connection back.
     _sessions = async_sessionmaker(engine, class_=Transaction, expire_on_commit=False, close_resets_only=False)
     _readers = _readers_of(engine)
@@ -118,9 +114,7 @@ def _readers_of(engine: AsyncEngine) -> async_sessionmaker[AsyncSession]:
     )
 
 
-def create_engine(
-    settings: PostgresSettings, pool_size: int, command_timeout: float | None = COMMAND_TIMEOUT
-) -> AsyncEngine:
+def create_engine(settings: PostgresSettings, pool_size: int, *, time_limit: bool = True) -> AsyncEngine:
     """An engine of so many connections, whose outages are `DatabaseUnavailable`."""
     engine = create_async_engine(
         settings.postgres_url,
@@ -132,7 +126,7 @@ def create_engine(
         connect_args={
             "async_creator_fn": _connect,
             "timeout": CONNECT_TIMEOUT,
-            "command_timeout": command_timeout,
+            "command_timeout": COMMAND_TIMEOUT if time_limit else None,
             "server_settings": {"application_name": "slipway"},
         },
     )

@@ -42,7 +42,7 @@ async def open_worker(settings: Settings, max_jobs: int) -> AsyncIterator[Opened
     """
     async with AsyncExitStack() as stack:
         # A statement of a job takes as long as the job may.
-        engine = open_database(settings, pool_size=max_jobs + max_jobs // 2, command_timeout=None)
+        engine = open_database(settings, pool_size=max_jobs + max_jobs // 2, time_limit=False)
         stack.push_async_callback(close_database, engine)
         own = create_engine(settings, pool_size=OWN_CONNECTIONS)
         stack.push_async_callback(own.dispose)

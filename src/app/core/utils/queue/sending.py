@@ -11,7 +11,7 @@ from sqlalchemy import text
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from app.core.db.database import actions_after_commit, after_commit, reading
-from app.core.exceptions.http_exceptions import Unprocessable
+from app.core.exceptions.http_exceptions import Conflict
 from app.core.utils.queue.metrics import ENQUEUED
 from app.core.utils.queue.serialization import dumps, loads
 from app.core.utils.queue.table import DEFAULT_QUEUE, LONGEST_ID, LONGEST_KEY, LONGEST_NAME
@@ -42,7 +42,7 @@ class Enqueued:
     due: datetime | None
 
 
-class IdempotencyKeyReused(Unprocessable):
+class IdempotencyKeyReused(Conflict):
     text = "This idempotency key was used for something else."
 
 
