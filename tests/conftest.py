@@ -51,7 +51,7 @@ ALEMBIC_INI = Path(__file__).parents[1] / "src" / "alembic.ini"
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
     """How many `-n auto` is: more than there are cores, since many tests wait for the processes they started."""
-    return (os.cpu_count() or 1) * 3 // 2
+    return (os.cpu_count() or 1) * 2
 
 
 # structlog's default renders a traceback with all local variables, which takes seconds.
