@@ -15,6 +15,7 @@ from app.core.db.database import DatabaseUnavailable, create_engine, reader_of, 
 from app.core.exceptions.http_exceptions import Forbidden
 from app.core.utils import queue
 from app.core.worker import claims as claims_module
+from app.core.worker import intake as intake_module
 from app.core.worker import worker as worker_module
 from app.core.worker.claims import Claimed, claim
 from app.core.worker.opened import OwnSession
@@ -166,11 +167,27 @@ async def test_a_claim_that_was_made_and_not_answered_costs_no_attempt(
             raise DatabaseUnavailable
         return claimed
 
-    monkeypatch.setattr(worker_module, "claim", unanswered)
+    monkeypatch.setattr(intake_module, "claim", unanswered)
     await create_done()
     async with working(job(do, max_tries=1)):
         row = await becomes(await enqueued("do", "it"), "succeeded")
     assert (row.attempt, row.runs) == (1, 2)
+
+
+async def test_what_is_claimed_with_a_job_that_cannot_be_put_aside_is_not_forgotten(
+    db: AsyncSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def away(*_: Any) -> None:
+        monkeypatch.undo()
+        raise DatabaseUnavailable
+
+    await create_done()
+    mine = await enqueued("do", "it")
+    await enqueued("unknown")
+    monkeypatch.setattr(intake_module, "still_waiting", away)
+    async with working(job(do, max_tries=1)):
+        row = await becomes(mine, "succeeded")
+    assert row.attempt == 1
 
 
 async def test_a_worker_that_is_not_to_retry_does_not(db: AsyncSession) -> None:

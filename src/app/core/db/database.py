@@ -98,7 +98,7 @@ def open_database(settings: PostgresSettings, *, pool_size: int | None = None, t
     Args:
         settings: where it is.
         pool_size: how many connections it may have, if not `POSTGRES_POOL_SIZE`.
-        time_limit: whether a statement may take `COMMAND_TIMEOUT`; False where others see to it that none takes for ever.
+        time_limit: whether a statement may take `COMMAND_TIMEOUT` only; False where others see to it that it ends.
     """
     global _sessions, _readers
     engine = create_engine(settings, pool_size=pool_size or settings.POSTGRES_POOL_SIZE, time_limit=time_limit)

@@ -10,9 +10,9 @@ import os
 import random
 import signal
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from datetime import UTC, datetime, timedelta
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack, suppress
+from datetime import UTC, datetime
 from secrets import token_hex
 from time import monotonic
 from typing import Any, Final
@@ -27,24 +27,12 @@ from app.core.db.database import DatabaseUnavailable
 from app.core.logger import configure_logging
 from app.core.utils.queue import dumps
 from app.core.utils.queue.metrics import RUNNING
-from app.core.utils.queue.sending import send
 from app.core.utils.queue.transport import Transport
 from app.core.utils.redis_link import LinkError
 from app.core.worker.attempt import Attempt
-from app.core.worker.claims import (
-    LEASE,
-    Claimed,
-    LeaseLost,
-    Waiting,
-    claim,
-    claim_oldest,
-    disown,
-    put_back,
-    renew,
-    still_waiting,
-    to_cancel,
-)
+from app.core.worker.claims import LEASE, Claimed, renew, to_cancel
 from app.core.worker.crons import Crons
+from app.core.worker.intake import Intake
 from app.core.worker.metrics_server import metrics_served
 from app.core.worker.opened import Opened, OwnSession, open_worker
 from app.core.worker.upkeep import Upkeep
@@ -52,9 +40,6 @@ from app.core.worker.upkeep import Upkeep
 ROUND: Final = 1.0  # seconds between two rounds of upkeep, and two looks at what is to be cancelled
 RENEWALS: Final = 3  # per lease
 PAUSE_WITHOUT: Final = 1.0  # seconds between two looks for jobs while the database, or Redis/Valkey, is away
-LOCKED_PAUSE: Final = timedelta(milliseconds=200)  # until a job whose row somebody has locked is looked at again
-UNKNOWN_PAUSE: Final = timedelta(seconds=5)  # until a job whose function is not known here is offered again
-CLAIM_SECONDS: Final = 5.0  # that taking jobs may take
 RECONCILE_LIMIT: Final = 600.0  # seconds, for millions of jobs
 LAST_SECONDS: Final = 5.0  # that jobs have, once they were cancelled, to be put back
 
@@ -79,9 +64,9 @@ class DurableWorker(Worker):
         self._opened: Opened | None = None
         self._transport: Transport
         self._upkeep: Upkeep
+        self._intake: Intake
         self._session: OwnSession
         self._is_started = False
-        self._claims_in_doubt = False
         self._renew_at = 0.0  # on the monotonic clock
         self._stack = AsyncExitStack()
         self._unstarted: list[Claimed] = []
@@ -107,6 +92,7 @@ class DurableWorker(Worker):
         self._pool = opened.pool
         self.ctx["redis"] = opened.pool
         self._upkeep = Upkeep(opened.transport, opened.session, self.queue_name, self.functions, self.max_tries)
+        self._intake = Intake(opened, self._upkeep, self.queue_name, list(self.functions), self.name)
         if self.on_startup:
             await self.on_startup(self.ctx)
         self._is_started = True
@@ -132,7 +118,10 @@ class DurableWorker(Worker):
             task.cancel()
         if self.tasks:
             await asyncio.wait(self.tasks.values(), timeout=LAST_SECONDS)
-        await self._give_back()
+        while self._unstarted:
+            await self._intake.put_back(self._unstarted.pop())
+        with suppress(DatabaseUnavailable):
+            await self._intake.give_up_what_is_in_doubt([])
         for companion in self._companions:
             companion.cancel()
         if self._companions:
@@ -157,7 +146,7 @@ class DurableWorker(Worker):
         jobs: list[Claimed] = []
         pause = self.poll_delay_s
         if free and self.allow_pick_jobs:
-            taking = asyncio.create_task(self._bounded(self._next_jobs(free)))
+            taking = asyncio.create_task(self._intake.take(free, self.attempts, from_table=self.burst))
             try:
                 jobs = await asyncio.shield(taking)
                 self._complained.discard("jobs")
@@ -184,10 +173,6 @@ class DurableWorker(Worker):
             await asyncio.sleep(0)
         return True
 
-    async def _bounded(self, taking: Awaitable[list[Claimed]]) -> list[Claimed]:
-        async with asyncio.timeout(CLAIM_SECONDS):  # What was claimed and is not known of is another's after its lease.
-            return await taking
-
     def _start(self, job: Claimed) -> None:
         if (earlier := self.attempts.get(job.id)) is not None:  # It was lost while nothing here could run.
             earlier.lose()
@@ -202,66 +187,6 @@ class DurableWorker(Worker):
             del self.attempts[attempt.job.id], self.tasks[attempt.job.id]
         RUNNING.set(len(self.attempts))
         self._wake.set()
-
-    async def _give_back(self) -> None:
-        """Puts back what was claimed in the last moment."""
-        while self._unstarted:
-            job = self._unstarted.pop()
-            try:
-                async with asyncio.timeout(LAST_SECONDS), self._session() as db:
-                    due = await put_back(db, job, 0, None, counts=False)
-                if due is not None:
-                    await send(job.queue, job.id, due)
-            except (DatabaseUnavailable, LeaseLost, TimeoutError) as error:  # Its lease ends.
-                log.warning("job not put back", job_id=job.id, why=repr(error))
-
-    async def _next_jobs(self, most: int) -> list[Claimed]:
-        known = list(self.functions)
-        if self._claims_in_doubt:
-            async with self._session() as db:
-                await disown(db, self.name, list(self.attempts))
-            self._claims_in_doubt = False
-        if self.burst or not self._transport.usable:
-            # Slower than what carries ids, and good enough until that is back.
-            async with self._session() as db, self._in_doubt_unless_answered():
-                return await claim_oldest(db, self.queue_name, most, self.name, known)
-        ids = await self._transport.take(self.queue_name, self._upkeep.now(), most)
-        ids = [job_id for job_id in ids if "\x00" not in job_id]
-        if not ids:
-            return []
-        try:
-            async with self._session() as db, self._in_doubt_unless_answered():
-                jobs = await claim(db, ids, self.name, known)
-        except (DatabaseUnavailable, asyncio.CancelledError):  # That is the time limit.
-            await self._transport.send_all(self.queue_name, dict.fromkeys(ids, self._upkeep.now()))
-            raise
-        claimed = {job.id for job in jobs}
-        if left := [job_id for job_id in ids if job_id not in claimed]:
-            await self._put_aside(left)
-        return jobs
-
-    @asynccontextmanager
-    async def _in_doubt_unless_answered(self) -> AsyncIterator[None]:
-        """A claim that was not answered can be made all the same: its jobs are given up before the next one."""
-        self._claims_in_doubt = True
-        yield
-        self._claims_in_doubt = False
-
-    async def _put_aside(self, ids: Sequence[str]) -> None:
-        """Of what was sent and could not be claimed, what waits all the same is sent again; the rest is forgotten."""
-        async with self._session() as db:
-            waiting = await still_waiting(db, ids)
-        if waiting:
-            now = self._upkeep.now()
-            due = {job.id: max(job.run_after, now + self._pause_for(job)) for job in waiting}
-            await self._transport.send_all(self.queue_name, due)
-        if unknown := [job for job in waiting if job.function not in self.functions]:
-            await self._upkeep.refuse_unknown(unknown)
-            for function in {job.function for job in unknown}:
-                self._complain(function, LookupError("This worker does not know this function."))
-
-    def _pause_for(self, job: Waiting) -> timedelta:
-        return LOCKED_PAUSE if job.function in self.functions else UNKNOWN_PAUSE
 
     # ---- Beside them ----
 
