@@ -32,7 +32,7 @@ migration: install ## Write a migration from the models: make migration m="add c
 	@cd src && exec ../$(BIN)/alembic revision --autogenerate -m "$(m)"
 
 test: install ## Run all tests on PostgreSQL and Valkey of their own.
-	@exec $(PY) -m pytest -n auto --dist worksteal $(ARGS)
+	@exec $(PY) -m pytest -n auto --dist loadgroup $(ARGS)
 
 format: install ## Format the code.
 	@$(BIN)/ruff format && $(BIN)/ruff check --fix
@@ -41,7 +41,7 @@ check: install ## Format, lint, types, tests with coverage: what CI runs.
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
 	$(BIN)/mypy
-	$(PY) -m pytest -n auto --dist worksteal --cov --cov-report=term $(ARGS)
+	$(PY) -m pytest -n auto --dist loadgroup --cov --cov-report=term $(ARGS)
 
 bench: install ## Requests per second as ratios to a bare FastAPI route, and what jobs cost; needs wrk.
 	@$(PY) -m bench.ratios $(ARGS)

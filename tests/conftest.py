@@ -51,7 +51,29 @@ ALEMBIC_INI = Path(__file__).parents[1] / "src" / "alembic.ini"
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
     """How many `-n auto` is: more than there are cores, since many tests wait for the processes they started."""
-    return (os.cpu_count() or 1) * 2
+    return (os.cpu_count() or 1) * 3 // 2
+
+
+# Each keeps several processes busy for long, and some compare how long things take: one after another, and first.
+BUSY = {
+    "test_cache_faults",
+    "test_cache_on_many_servers",
+    "test_job_faults",
+    "test_jobs_survive_kills",
+    "test_make_run",
+    "test_outage",
+    "test_rate_limit_faults",
+    "test_rate_limits_on_many_servers",
+    "test_sign_in_on_many_servers",
+}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Has busy tests run in one of the processes, whatever goes on in the others."""
+    for item in items:
+        if item.path.stem in BUSY:
+            item.add_marker(pytest.mark.xdist_group("busy"))
+    items.sort(key=lambda item: item.path.stem not in BUSY)
 
 
 # structlog's default renders a traceback with all local variables, which takes seconds.
