@@ -32,7 +32,7 @@ migration: install ## Write a migration from the models: make migration m="add c
 	@cd src && exec ../$(BIN)/alembic revision --autogenerate -m "$(m)"
 
 test: install ## Run all tests on PostgreSQL and Valkey of their own.
-	@exec $(PY) -m pytest -n auto --dist loadgroup $(ARGS)
+	@exec $(PY) -m pytest -n auto --dist worksteal $(ARGS)
 
 format: install ## Format the code.
 	@$(BIN)/ruff format && $(BIN)/ruff check --fix
