@@ -14,7 +14,7 @@ async def nothing(ctx: dict[str, object]) -> None:
 class WorkerSettings:
     """The usual options."""
 
-    functions = [job(nothing)]  # noqa: RUF012
+    functions = [job(nothing)]  # noqa: RUF012 -- the form users know
     redis_settings = UsualSettings.redis_settings
     job_serializer = queue.dumps
     job_deserializer = queue.loads

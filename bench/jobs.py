@@ -124,7 +124,7 @@ async def until_done() -> None:
     """Returns when nothing waits or runs, and a worker has done at least one job since this was asked."""
     async with transaction() as db:
         await queue.enqueue(db, NOTHING)
-    while await scalar("SELECT count(*) FROM job WHERE state IN ('queued', 'running')"):  # noqa: ASYNC110
+    while await scalar("SELECT count(*) FROM job WHERE state IN ('queued', 'running')"):  # noqa: ASYNC110 -- it asks another process
         await asyncio.sleep(0.02)
 
 

@@ -30,7 +30,7 @@ from tests.processes import running_api
 
 # What the database holds, by the name of a path parameter.
 KNOWN = {"username": "owner", "name": "pro", "tier_name": "pro", "id": "1"}
-EXAMPLES = int(os.environ.get("SCHEMATHESIS_EXAMPLES", "2"))  # per operation, each asked by every kind of caller
+EXAMPLES = int(os.environ.get("SCHEMATHESIS_EXAMPLES", "3"))  # per operation, each asked by every kind of caller
 
 Headers = Callable[[], dict[str, str]]
 

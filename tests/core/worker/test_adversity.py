@@ -6,6 +6,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import pytest
+from prometheus_client import REGISTRY
 from redis import Redis
 from sqlalchemy import text
 from sqlmodel.ext.asyncio.session import AsyncSession
@@ -14,12 +15,15 @@ from app.core.config import Settings
 from app.core.db.database import DatabaseUnavailable, create_engine, reader_of, transaction
 from app.core.exceptions.http_exceptions import Forbidden
 from app.core.utils import queue
+from app.core.utils.queue.sending import current_transport
+from app.core.worker import attempt as attempt_module
 from app.core.worker import claims as claims_module
 from app.core.worker import intake as intake_module
 from app.core.worker import worker as worker_module
 from app.core.worker.claims import Claimed, claim
-from app.core.worker.opened import OwnSession
+from app.core.worker.opened import Opened, OwnSession
 from app.core.worker.options import job
+from app.core.worker.worker import DurableWorker
 from scripts.embedded import Valkey
 from tests.durable_jobs import (
     Context,
@@ -238,3 +242,92 @@ async def test_the_ends_of_a_job_that_is_cancelled_again_and_again_is_written(db
             await asyncio.sleep(0)
         await asyncio.wait([task], timeout=10)
     assert ((await job_of(job_id)).state, (await job_of(job_id)).attempt) == ("queued", 0)
+
+
+async def test_an_end_that_waits_for_a_lock_for_too_long_is_a_failed_attempt_and_no_worker_lost(
+    db: AsyncSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attempt_module, "COMMIT_SECONDS", 0.3)
+    await create_done()
+    holding = Holding()
+    async with working(holding.function):
+        job_id = await enqueued("hold")
+        await happens(holding.begun)
+        async with transaction() as other:
+            await (await other.connection()).execute(
+                text("SELECT 1 FROM job WHERE id = :id FOR UPDATE"), {"id": job_id}
+            )
+            holding.may_end.set()
+            await asyncio.sleep(0.8)
+        row = await becomes(job_id, "succeeded")
+    assert row.attempt == 2
+    assert await all_done() == ["held"], "what the first one did is rolled back"
+
+
+async def test_an_end_that_cannot_be_written_down_at_once_is_written_a_little_later(
+    db: AsyncSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attempt_module, "WRITE_PAUSE", 0.01)
+    end, tries = attempt_module.end, 0
+
+    async def away_at_first(*args: Any) -> None:
+        nonlocal tries
+        tries += 1
+        if tries < 3:
+            raise DatabaseUnavailable
+        await end(*args)
+
+    monkeypatch.setattr(attempt_module, "end", away_at_first)
+
+    async def fail(ctx: Context) -> None:
+        raise ValueError("no luck")
+
+    async with working(job(fail, name="fail", max_tries=1)):
+        row = await becomes(await enqueued("fail"), "dead")
+    assert (row.error, row.runs, tries) == ("ValueError: no luck", 1, 3)
+
+
+async def test_a_hook_that_hangs_holds_up_no_job_for_ever(db: AsyncSession, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attempt_module, "HOOK_SECONDS", 0.05)
+
+    async def hang(ctx: Context) -> None:
+        await asyncio.Event().wait()
+
+    await create_done()
+    async with working(job(do), on_job_end=hang):
+        await becomes(await enqueued("do", "it"), "succeeded")
+
+
+async def test_a_worker_whose_startup_failed_runs_no_shutdown(db: AsyncSession) -> None:
+    called = []
+
+    async def fail(ctx: Context) -> None:
+        raise RuntimeError("no start")
+
+    async def shutdown(ctx: Context) -> None:
+        called.append("shutdown")
+
+    worker = DurableWorker([do], handle_signals=False, on_startup=fail, on_shutdown=shutdown)
+    with pytest.raises(RuntimeError, match="no start"):
+        await worker.work(Opened(queue.pool, current_transport()))
+    await worker.close()
+    assert called == []
+
+
+async def test_what_becomes_of_attempts_is_counted(db: AsyncSession) -> None:
+    def counted(result: str) -> float:
+        labels = {"function": "counted", "result": result}
+        return REGISTRY.get_sample_value("slipway_job_attempts_total", labels) or 0
+
+    async def fail(ctx: Context) -> None:
+        raise ValueError
+
+    before = counted("retried"), counted("dead")
+    async with working(job(fail, name="counted", max_tries=3, first_retry=0)):
+        await becomes(await enqueued("counted"), "dead")
+
+        async def all_counted() -> bool:
+            return (counted("retried") - before[0], counted("dead") - before[1]) == (2, 1)
+
+        await until(all_counted)
+    assert (REGISTRY.get_sample_value("slipway_job_seconds_count", {"function": "counted"}) or 0) >= 3

@@ -83,7 +83,7 @@ class ArqJob(ArqOwnJob):
         if not self._durable:
             return await super().result(timeout, poll_delay=poll_delay, pole_delay=pole_delay)
         async with asyncio.timeout(timeout):
-            while (job := await find(self.job_id)) is not None and not job.has_ended:  # noqa: ASYNC110
+            while (job := await find(self.job_id)) is not None and not job.has_ended:  # noqa: ASYNC110 -- as ARQ does
                 await asyncio.sleep(poll_delay)
         if job is None:
             raise ResultNotFound("There is no such job, or its result has expired.")
@@ -93,7 +93,7 @@ class ArqJob(ArqOwnJob):
             raise JobExecutionFailed(job.error)
         return job.result
 
-    async def abort(self, *, timeout: float | None = None, poll_delay: float = 0.5) -> bool:  # noqa: ASYNC109
+    async def abort(self, *, timeout: float | None = None, poll_delay: float = 0.5) -> bool:  # noqa: ASYNC109 -- ARQ's
         """Cancels the job. Says whether that came before its end."""
         if not self._durable:
             return await super().abort(timeout=timeout, poll_delay=poll_delay)
