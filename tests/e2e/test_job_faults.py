@@ -227,6 +227,18 @@ async def ticks_after(moment: datetime) -> list[datetime]:
 # ---- A long queue ----
 
 
+async def test_short_and_long_jobs_have_workers_of_their_own(settings: Settings, valkey: Valkey) -> None:
+    package = "src.app.core.worker.settings"
+    async with opened_queue(settings), workers(valkey, f"{package}.WorkerSettings", f"{package}.LongWorkerSettings"):
+        nobody = 1_000_000  # A mail to whom is no work.
+        short = await queue.enqueue_now("send_email_verification", nobody)
+        long = await queue.enqueue_now("send_email_verification", nobody, _queue_name=queue.LONG_QUEUE)
+        await nothing_is_stuck()
+        done_by = {job.queue: job.worker for one in (short, long) if (job := await queue.find(one.job_id)) is not None}
+        assert set(done_by) == {queue.DEFAULT_QUEUE, queue.LONG_QUEUE}
+        assert done_by[queue.DEFAULT_QUEUE] != done_by[queue.LONG_QUEUE]
+
+
 async def test_a_queue_of_a_hundred_thousand_slows_nobody_down_and_takes_no_memory(
     settings: Settings, valkey: Valkey
 ) -> None:

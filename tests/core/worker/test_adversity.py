@@ -268,14 +268,14 @@ async def test_an_end_that_cannot_be_written_down_at_once_is_written_a_little_la
     db: AsyncSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(attempt_module, "WRITE_PAUSE", 0.01)
-    end, tries = attempt_module.end, 0
+    tries = 0
 
     async def away_at_first(*args: Any) -> None:
         nonlocal tries
         tries += 1
         if tries < 3:
             raise DatabaseUnavailable
-        await end(*args)
+        await claims_module.end(*args)
 
     monkeypatch.setattr(attempt_module, "end", away_at_first)
 

@@ -26,11 +26,11 @@ def transport(db: AsyncSession) -> Transport:
 
 
 async def test_what_is_due_is_taken_the_longest_due_first(transport: Transport) -> None:
-    await transport.send("q", "second", NOW - SECOND)
-    await transport.send("q", "first", NOW - 2 * SECOND)
-    await transport.send("q", "just now", NOW)
-    await transport.send("q", "not yet", NOW + SECOND)
-    await transport.send("other", "another's", NOW)
+    await transport.send_all("q", {"second": NOW - SECOND})
+    await transport.send_all("q", {"first": NOW - 2 * SECOND})
+    await transport.send_all("q", {"just now": NOW})
+    await transport.send_all("q", {"not yet": NOW + SECOND})
+    await transport.send_all("other", {"another's": NOW})
     assert await transport.take("q", NOW, 2) == ["first", "second"]
     assert await transport.take("q", NOW, 10) == ["just now"]
     assert await transport.take("q", NOW, 10) == []
@@ -38,8 +38,8 @@ async def test_what_is_due_is_taken_the_longest_due_first(transport: Transport) 
 
 
 async def test_what_is_sent_twice_is_there_once_and_due_as_was_said_last(transport: Transport) -> None:
-    await transport.send("q", "a", NOW)
-    await transport.send("q", "a", NOW + SECOND)
+    await transport.send_all("q", {"a": NOW})
+    await transport.send_all("q", {"a": NOW + SECOND})
     assert await transport.take("q", NOW, 10) == []
     assert await transport.take("q", NOW + SECOND, 10) == ["a"]
 
@@ -91,7 +91,6 @@ async def test_a_server_that_is_away_is_an_error_at_once() -> None:
     away = Transport(link)
     try:
         for action in (
-            away.send("q", "a", NOW),
             away.send_all("q", {"a": NOW}),
             away.take("q", NOW, 1),
             away.missing("q", ["a"]),

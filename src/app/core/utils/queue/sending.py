@@ -8,6 +8,7 @@ from uuid import uuid4
 
 import structlog
 from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from app.core.db.database import actions_after_commit, after_commit, reading
@@ -53,13 +54,11 @@ class JobIdTaken(Exception):  # noqa: N818 -- a state
 # A dead letter is kept, under another id.
 _FREE_ID = text(
     "WITH gone AS (DELETE FROM job WHERE id = :id AND state <> 'dead'"
-    " AND finished_at < clock_timestamp() - CAST(:taken AS interval))"
+    " AND (finished_at < clock_timestamp() - CAST(:taken AS interval) OR expires_at < clock_timestamp()))"
     " UPDATE job SET id = left(id, 120) || '~' || left(md5(random()::text), 6)"
     " WHERE id = :id AND state = 'dead' AND finished_at < clock_timestamp() - CAST(:taken AS interval)"
 )
-_FORGET_EXPIRED = text(
-    "DELETE FROM job WHERE (id = :id OR idempotency_key = :key) AND expires_at < clock_timestamp() RETURNING id"
-)
+_FORGET_EXPIRED = text("DELETE FROM job WHERE idempotency_key = :key AND expires_at < clock_timestamp()")
 _INSERT = text(
     "INSERT INTO job (id, queue, function, args, keywords, owner_id, idempotency_key, attempt,"
     " created_at, run_after, start_before)"
@@ -133,17 +132,11 @@ async def enqueue(
     if _job_id is not None:
         await connection.execute(_FREE_ID, {"id": _job_id, "taken": _id_is_taken})
     while (row := (await connection.execute(_INSERT, values)).one_or_none()) is None:
-        named = {"id": values["id"], "key": values["key"]}
-        if (await connection.execute(_FORGET_EXPIRED, named)).all():
-            continue
-        earlier = (await connection.execute(_BY_KEY, {"key": values["key"]})).one_or_none()
-        if earlier is not None:
-            if (earlier.function, earlier.args, earlier.keywords) != (function, *map(loads, _arguments_of(values))):
-                raise IdempotencyKeyReused
-            return Enqueued(earlier.id, None)
+        if (earlier := await _earlier(connection, values)) is not None:
+            return earlier
         if _job_id is not None:
             raise JobIdTaken(_job_id)
-        # Its row was removed in between: the key is free.
+        # What was in the way has expired, or was removed in between.
     _send_after_commit(db, _queue_name, row.id, row.run_after)
     ENQUEUED.labels(function).inc()
     return Enqueued(row.id, row.run_after)
@@ -202,8 +195,19 @@ def remove(transport: Transport) -> None:
     _transports.remove(transport)
 
 
-def _arguments_of(values: dict[str, Any]) -> tuple[str, str]:
-    return values["args"], values["keywords"]
+async def _earlier(connection: AsyncConnection, values: dict[str, Any]) -> Enqueued | None:
+    """The job that has this idempotency key, if there is one. Raises: IdempotencyKeyReused."""
+    key = {"key": values["key"]}
+    await connection.execute(_FORGET_EXPIRED, key)
+    row = (await connection.execute(_BY_KEY, key)).one_or_none()
+    if row is None:
+        return None
+    if [row.function, row.args, row.keywords] != [
+        values["function"],
+        *map(loads, (values["args"], values["keywords"])),
+    ]:
+        raise IdempotencyKeyReused
+    return Enqueued(row.id, None)
 
 
 def _checked_id(job_id: str) -> str:

@@ -35,12 +35,8 @@ class Transport:
         """Whether the server is there, and takes what is written: it can be full, or a replica by now."""
         return self.link.up and self._takes_orders
 
-    async def send(self, queue: str, job_id: str, due: datetime) -> None:
-        """Has a job taken from `due` on. One that is there already is due then."""
-        await self.send_all(queue, {job_id: due})
-
     async def send_all(self, queue: str, due_by_id: dict[str, datetime]) -> None:
-        """The same for many."""
+        """Has jobs taken, each from its moment on. One that is there already is due then."""
         for some in _in_parts(list(due_by_id.items())):
             words = [word for job_id, due in some for word in (_score(due), job_id)]
             await self.link.send("ZADD", queue, *words)
