@@ -50,12 +50,8 @@ ALEMBIC_INI = Path(__file__).parents[1] / "src" / "alembic.ini"
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
-    """How many `-n auto` is: more than there are cores, since many tests wait for the processes they started.
-
-    CI starts more of those at once, and measures coverage.
-    """
-    cores = os.cpu_count() or 1
-    return cores * 3 // 2 if os.environ.get("CI") == "true" else cores * 2
+    """How many `-n auto` is: more than there are cores, since many tests wait for the processes they started."""
+    return (os.cpu_count() or 1) * 3 // 2
 
 
 # Each keeps several processes busy for long, and some compare how long things take: one after another, and first.
