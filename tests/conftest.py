@@ -54,26 +54,25 @@ def pytest_xdist_auto_num_workers() -> int:
     return (os.cpu_count() or 1) * 3 // 2
 
 
-# Each keeps several processes busy for long, and some compare how long things take: one after another, and first.
-BUSY = {
+# Each keeps several processes busy for long, and compares how long things take: not while others run.
+ALONE = {
     "test_cache_faults",
     "test_cache_on_many_servers",
+    "test_deployment",
     "test_job_faults",
-    "test_jobs_survive_kills",
-    "test_make_run",
-    "test_outage",
     "test_rate_limit_faults",
     "test_rate_limits_on_many_servers",
-    "test_sign_in_on_many_servers",
 }
+# These only take long: they come first.
+LONG = {"test_jobs_survive_kills", "test_make_run", "test_outage", "test_sign_in_on_many_servers"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Has busy tests run in one of the processes, whatever goes on in the others: what CI asks for (`loadgroup`)."""
+    """Marks what `make` runs after everything else, in one process: `-m alone`."""
     for item in items:
-        if item.path.stem in BUSY:
-            item.add_marker(pytest.mark.xdist_group("busy"))
-    items.sort(key=lambda item: item.path.stem not in BUSY)
+        if item.path.stem in ALONE:
+            item.add_marker(pytest.mark.alone)
+    items.sort(key=lambda item: item.path.stem not in LONG)
 
 
 # structlog's default renders a traceback with all local variables, which takes seconds.

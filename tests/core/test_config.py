@@ -52,10 +52,17 @@ def test_the_environment_wins_over_the_file(tmp_path: Path, monkeypatch: pytest.
         ),
         ("CORS_ALLOW_CREDENTIALS", "perhaps", "CORS_ALLOW_CREDENTIALS must be true or false."),
         (
+            "REDIS_QUEUE_URL",
+            "redis+cluster://:hunter2@queue",
+            "REDIS_QUEUE_URL must be of the form redis://user:password@host:port/0 "
+            "(rediss:// for TLS, unix:// for a socket) or redis+sentinel://user:password@host:port,host:port/name.",
+        ),
+        (
             "REDIS_CACHE_URL",
             "http://:hunter2@cache",
             "REDIS_CACHE_URL must be of the form redis://user:password@host:port/0 "
-            "(rediss:// for TLS, unix:// for a socket).",
+            "(rediss:// for TLS, unix:// for a socket), redis+cluster://user:password@host:port,host:port "
+            "or redis+sentinel://user:password@host:port,host:port/name.",
         ),
     ],
 )
