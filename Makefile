@@ -56,6 +56,7 @@ bench: install ## Requests per second as ratios to a bare FastAPI route, and wha
 lock: install ## Compile the lock files anew from pyproject.toml.
 	@$(PY) -m pip install --quiet --disable-pip-version-check uv
 	@$(COMPILE) pyproject.toml -o requirements.txt
+	@$(COMPILE) --extra tracing -c requirements.txt pyproject.toml -o requirements-tracing.txt
 	@$(COMPILE) --group dev -c requirements.txt pyproject.toml -o requirements-dev.txt
 
 # The extras stay in the pins: pip would not take "redis==5.3" for an answer to another package's "redis[hiredis]".

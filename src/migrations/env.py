@@ -5,12 +5,12 @@ import os
 
 from alembic import context
 from alembic.util import CommandError
-from sqlalchemy import Connection, NullPool, text
-from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy import Connection, text
 from sqlmodel import SQLModel
 
 import app.models  # noqa: F401  (fills the metadata)
 from app.core.config import get_settings
+from app.core.db.engine import create_migration_engine
 
 CONNECT_TIMEOUT = 5.0  # seconds
 LOCK_KEY = 7_541_609_920  # any number of our own
@@ -35,8 +35,7 @@ def migrate(connection: Connection) -> None:
 
 
 async def migrate_online() -> None:
-    connect_args = {"timeout": CONNECT_TIMEOUT}
-    engine = create_async_engine(get_settings().postgres_url, poolclass=NullPool, connect_args=connect_args)
+    engine = create_migration_engine(get_settings(), CONNECT_TIMEOUT)
     try:
         async with engine.connect() as connection:
             await connection.run_sync(migrate)

@@ -9,7 +9,8 @@ from sqlalchemy.exc import ProgrammingError
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from app.core.config import Settings, get_settings
-from app.core.db.database import DatabaseUnavailable, async_get_db, close_database, open_database
+from app.core.db.database import async_get_db, close_database, open_database
+from app.core.db.engine import DatabaseUnavailable
 from app.core.exceptions.http_exceptions import Problem
 
 LOCK_KEY = 7_541_609_921  # any number of our own

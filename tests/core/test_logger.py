@@ -9,18 +9,23 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 import structlog
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
 from sqlmodel.ext.asyncio.session import AsyncSession
 
+from app.api.dependencies import OptionalUser
 from app.core import logger
-from app.core.config import EnvironmentOption
+from app.core.config import EnvironmentOption, Settings
 from app.core.logger import configure_logging
+from app.core.setup import create_application
 from app.core.utils import queue
 from app.core.utils.queue import JobState
 from app.core.worker.options import job
 from app.core.worker.testing import drain_jobs
+from tests.conftest import client_of
+from tests.helper import create_user, signed_in
 
 
 @pytest.fixture(autouse=True)
@@ -58,18 +63,85 @@ def test_row_values_are_cut_from_errors(environment: EnvironmentOption, capsys: 
     assert "argon2id" not in shown
 
 
-def test_a_requests_line_is_what_logging_would_have_made_of_it(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    "known", [{}, {"route": '/{a"b}', "user_id": 7, "trace_id": "0af7651916cd43dd8448eb211c80319c"}, {"user_id": 7}]
+)
+def test_a_requests_line_is_what_logging_would_have_made_of_it(
+    known: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
     configure_logging(EnvironmentOption.PRODUCTION)
     structlog.contextvars.bind_contextvars(request_id="abc")
     path = '/a"b\\\n\ud800/\u00e4'
     structlog.stdlib.get_logger("slipway.request").info(
-        "request", method="GET", path=path, status=200, milliseconds=1.5
+        "request", method="GET", path=path, status=200, milliseconds=1.5, **known
     )
-    logger.log_request("abc", "GET", path, 200, 0.0015)
+    logger.log_request("abc", "GET", path, 200, 0.0015, **known)
     structlog.contextvars.clear_contextvars()
     slow, fast = map(json.loads, capsys.readouterr().out.splitlines())
     assert len(slow.pop("timestamp")) == len(fast.pop("timestamp"))
     assert fast == slow
+
+
+async def lines_of(
+    client: httpx2.AsyncClient, capsys: pytest.CaptureFixture[str], *requests: tuple[str, dict[str, str]]
+) -> list[dict[str, Any]]:
+    """What is logged in production while this is asked for, one after the other."""
+    configure_logging(EnvironmentOption.PRODUCTION)
+    capsys.readouterr()
+    for path, headers in requests:
+        await client.get(str(client.base_url.join(path)), headers=headers)
+    written = capsys.readouterr().out
+    assert SECRET not in written
+    return [json.loads(line) for line in written.splitlines()]
+
+
+SECRET = "hunter2-hunter2"
+
+
+@pytest.mark.anyio
+async def test_a_requests_line_has_its_route_and_who_asked(
+    client: httpx2.AsyncClient, db: AsyncSession, settings: Settings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    user = await create_user(db)
+    await db.commit()
+    me = signed_in(user, settings)
+    lines = await lines_of(
+        client,
+        capsys,
+        (f"user/{user.username}?token={SECRET}", me),
+        ("health", {"Cookie": SECRET}),
+        ("user/me/", {"Authorization": f"Bearer {SECRET}"}),
+        ("no/such/route", me),
+    )
+    shown = [(line.get("route"), line.get("user_id"), line["status"]) for line in lines if line["event"] == "request"]
+    assert shown == [
+        ("/api/v1/user/{username}", user.id, 200),
+        ("/api/v1/health", None, 200),
+        ("/api/v1/user/me/", None, 401),
+        (None, None, 404),
+    ]
+    assert me["Authorization"].removeprefix("Bearer ") not in json.dumps(lines)
+
+
+@pytest.mark.anyio
+async def test_every_line_of_a_request_says_who_asks_and_none_of_the_next_ones(
+    app: FastAPI, db: AsyncSession, settings: Settings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    router = APIRouter()
+
+    @router.get("/speak")
+    async def speak(user: OptionalUser) -> None:
+        logging.getLogger("theirs").warning("somebody asks")
+
+    user = await create_user(db)
+    await db.commit()
+    async with client_of(create_application(router, settings)) as client:
+        lines = await lines_of(client, capsys, ("/speak", signed_in(user, settings)), ("/speak", {}))
+    spoken, _, spoken_later, _ = lines
+    assert (spoken["event"], spoken["user_id"]) == ("somebody asks", user.id)
+    assert spoken_later["event"] == "somebody asks"
+    assert "user_id" not in spoken_later
+    assert spoken["request_id"] != spoken_later["request_id"]
 
 
 def test_a_log_that_cannot_be_written_fails_no_request(monkeypatch: pytest.MonkeyPatch) -> None:

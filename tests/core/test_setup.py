@@ -33,6 +33,7 @@ from app.core.config import (
     Settings,
     SettingsGroup,
     SMTPSettings,
+    TracingSettings,
     get_settings,
 )
 from app.core.db import database
@@ -60,6 +61,7 @@ GROUPS: tuple[type[SettingsGroup], ...] = (
     ProxySettings,
     SMTPSettings,
     MetricsSettings,
+    TracingSettings,
     EnvironmentSettings,
 )
 

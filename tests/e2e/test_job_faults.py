@@ -24,7 +24,8 @@ from redis import Redis
 from sqlalchemy import text
 
 from app.core.config import Settings, get_settings
-from app.core.db.database import DatabaseUnavailable, close_database, open_database, reading, transaction
+from app.core.db.database import close_database, open_database, reading, transaction
+from app.core.db.engine import DatabaseUnavailable
 from app.core.utils import queue
 from scripts.embedded import Postgres, Valkey, free_port, scratch_folder
 from tests.conftest import a_postgres

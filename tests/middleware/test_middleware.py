@@ -175,7 +175,14 @@ async def test_a_request_leaves_one_line_without_its_query() -> None:
             await client.get("hello", params={"token": "hunter2"})
     (line,) = lines
     assert line.pop("milliseconds") >= 0
-    assert line == {"event": "request", "log_level": "info", "method": "GET", "path": "/hello", "status": 200}
+    assert line == {
+        "event": "request",
+        "log_level": "info",
+        "method": "GET",
+        "path": "/hello",
+        "route": "/hello",
+        "status": 200,
+    }
 
 
 @pytest.mark.parametrize(("path", "status"), [("hello", 200), ("nosuch", 404), ("crash", 500)])

@@ -3,6 +3,7 @@
 All are coroutines, even those that wait for nothing: FastAPI runs plain functions in threads, at 60 microseconds each.
 """
 
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from difflib import get_close_matches
 from hashlib import sha256
@@ -16,9 +17,13 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 
 from app.api.job_events import JobFollower, TooManyStreams
 from app.core.config import CryptSettings, PostgresSettings, Settings
-from app.core.db.database import DatabaseUnavailable, async_get_db, reading
+from app.core.db.database import async_get_db, reading
+from app.core.db.engine import DatabaseUnavailable
+from app.core.db.replica import Replica, lagging
+from app.core.draining import Drain
 from app.core.exceptions.http_exceptions import Forbidden, Problem, Unauthorized, Unprocessable
 from app.core.exceptions.problem_response import request_id_of
+from app.core.logger import note_user
 from app.core.schemas import MAX_ID, VisibleText
 from app.core.security import AccessToken, InvalidToken, decode_access_token
 from app.core.setup import Dependency
@@ -31,6 +36,7 @@ from app.crud.crud_security_event import Client
 from app.crud.crud_tier import TierNotFound, crud_tiers
 from app.crud.crud_users import UserNotFound, crud_users
 from app.crud.helper import Paging
+from app.middleware.replica_middleware import subjects_of
 from app.models.job import JobNotFound, may_see
 from app.models.rate_limit import RateLimit, RateLimitCreate, RateLimitUpdate
 from app.models.security_event import EventKind
@@ -58,6 +64,15 @@ async def get_app_dependencies(request: Request) -> list[Dependency]:
 
 
 DependenciesDep = Annotated[list[Dependency], Depends(get_app_dependencies)]
+
+
+async def get_drain(request: Request) -> Drain:
+    """Whether the server was told to stop."""
+    drain: Drain = request.app.state.drain
+    return drain
+
+
+DrainDep = Annotated[Drain, Depends(get_drain)]
 
 
 async def get_paging(
@@ -127,6 +142,8 @@ async def caller_of(request: Request) -> Caller:
     caller: Caller | None = state.get(_CALLER)
     if caller is None:
         caller = state[_CALLER] = await _look_up_caller(request)
+        if caller.user is not None:
+            note_user(state, caller.user.id)
     return caller
 
 
@@ -202,6 +219,22 @@ async def get_current_superuser(user: CurrentUser) -> User:
 
 
 CurrentSuperuser = Annotated[User, Depends(get_current_superuser)]
+
+
+@lagging
+async def get_reading_session(request: Request) -> AsyncIterator[AsyncSession]:
+    """A session that only reads: on the replica where there is one, once it has what this caller has written."""
+    replica: Replica | None = request.app.state.replica
+    if replica is None:
+        async with reading() as db:
+            yield db
+        return
+    await caller_of(request)
+    async with replica.reading(subjects_of(request)) as db:
+        yield db
+
+
+ReadingSessionDep = Annotated[AsyncSession, Depends(get_reading_session, scope="function")]
 
 
 @limits_routes

@@ -9,7 +9,7 @@ from app.core.settings.base import ENV_FILE, SettingsError, SettingsGroup
 from app.core.settings.environment import EnvironmentOption, EnvironmentSettings, environment_of
 from app.core.settings.http import AppSettings, ClientSideCacheSettings, CORSSettings, ProxySettings
 from app.core.settings.mail import SMTPSettings
-from app.core.settings.observability import MetricsSettings
+from app.core.settings.observability import MetricsSettings, TracingSettings
 from app.core.settings.postgres import PostgresSettings
 from app.core.settings.redis import (
     DefaultRateLimitSettings,
@@ -42,6 +42,7 @@ __all__ = [
     "Settings",
     "SettingsError",
     "SettingsGroup",
+    "TracingSettings",
     "environment_of",
     "get_settings",
 ]
@@ -62,6 +63,7 @@ class Settings(
     ProxySettings,
     SMTPSettings,
     MetricsSettings,
+    TracingSettings,
     EnvironmentSettings,
 ):
     """This application's settings: leave a group out and its feature is gone."""

@@ -5,6 +5,7 @@ import logging
 import logging.config
 import re
 import sys
+from collections.abc import MutableMapping
 from datetime import UTC, datetime
 from json.encoder import encode_basestring_ascii as _quoted
 from pathlib import Path
@@ -18,29 +19,61 @@ LOG_FILE = Path(__file__).parents[1] / "logs" / "app.log"
 LARGEST_LOG_BYTES = 10_000_000
 
 
+USER_ID = "user_id"  # in a request's state, once it is known who asks
+TRACE_ID = "trace_id"  # in a request's state, where it is another than the request's id
+
 request_log = structlog.stdlib.get_logger("slipway.request")
 _direct_lines: TextIO | None = None  # where a request's line goes without the detour through structlog and logging
 
 
-def log_request(request_id: str, method: str, path: str, status: int, seconds: float) -> None:
+def log_request(
+    request_id: str,
+    method: str,
+    path: str,
+    status: int,
+    seconds: float,
+    *,
+    route: str | None = None,
+    user_id: int | None = None,
+    trace_id: str | None = None,
+) -> None:
     """Writes the line of a request, once it is answered.
 
-    Where lines are JSON it is put together here: it is the one that every request writes, and 3 microseconds against
+    Where lines are JSON it is put together here: it is the one that every request writes, and 4 microseconds against
     the 22 that it takes through structlog and logging.
+
+    Args:
+        request_id, method, path, status: the path without its query, where there can be secrets.
+        seconds: how long it took.
+        route: the template of the path, if there is such a route.
+        user_id: who asked, if that was looked up.
+        trace_id: the trace's, where that is another than the request's.
     """
     milliseconds = round(seconds * 1000, 1)
     if _direct_lines is None:
-        request_log.info("request", method=method, path=path, status=status, milliseconds=milliseconds)
+        known = {"route": route, "user_id": user_id, "trace_id": trace_id}
+        known = {name: value for name, value in known.items() if value is not None}
+        request_log.info("request", method=method, path=path, status=status, milliseconds=milliseconds, **known)
         return
     now = datetime.now(UTC).isoformat().replace("+00:00", "Z")
+    known_route = "" if route is None else f' "route": {_quoted(route)},'
+    known_user = "" if user_id is None else f' "user_id": {user_id},'
+    known_trace = "" if trace_id is None else f' "trace_id": "{trace_id}",'
     line = (
-        f'{{"method": {_quoted(method)}, "path": {_quoted(path)}, "status": {status}, "milliseconds": {milliseconds},'
+        f'{{"method": {_quoted(method)}, "path": {_quoted(path)},{known_route}{known_user}{known_trace}'
+        f' "status": {status}, "milliseconds": {milliseconds},'
         f' "event": "request", "request_id": {_quoted(request_id)}, "level": "info", "logger": "slipway.request",'
         f' "timestamp": "{now}"}}\n'
     )
     with contextlib.suppress(OSError, ValueError):  # Whoever reads the log has gone: no reason to fail a request.
         _direct_lines.write(line)
         _direct_lines.flush()
+
+
+def note_user(state: MutableMapping[str, Any], user_id: int) -> None:
+    """Has the lines of a request say from now on who asks. `state` is the request's."""
+    state[USER_ID] = user_id
+    structlog.contextvars.bind_contextvars(user_id=user_id)
 
 
 def configure_logging(environment: EnvironmentOption = EnvironmentOption.PRODUCTION) -> None:
@@ -96,6 +129,9 @@ def configure_logging(environment: EnvironmentOption = EnvironmentOption.PRODUCT
                 "arq.worker": {"filters": ["job_values"]},
                 # It reports every schema comparison and version lookup.
                 "alembic": {"level": "WARNING"},
+                # They write down whole addresses, and in a query there can be secrets.
+                "httpx": {"level": "WARNING"},
+                "httpx2": {"level": "WARNING"},
             },
         }
     )

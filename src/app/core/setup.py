@@ -32,17 +32,24 @@ from app.core.config import (
 )
 from app.core.credential_headers import credential_headers
 from app.core.db.before_answers import end_transactions_before_answers
-from app.core.db.database import close_database, create_engine, open_database
+from app.core.db.database import close_database, open_database
+from app.core.db.engine import create_engine
+from app.core.db.replica import Replica
 from app.core.db.schema_version import check_schema
 from app.core.docs import add_docs
+from app.core.doctor import refuse_certain_faults, say_in_short_why_it_does_not_start
+from app.core.draining import draining
 from app.core.exceptions.http_exceptions import ServiceUnavailable
 from app.core.exceptions.problem_response import add_problem_handlers, answer_to
 from app.core.metrics import add_metrics
+from app.core.metrics.pools import pools_measured
 from app.core.openapi import add_openapi
 from app.core.route_table import add_route_table
 from app.core.stop_signal import on_stop_signal
+from app.core.tracing import is_traced, open_tracing
 from app.core.utils import queue
 from app.core.utils.cache import check_cached_routes, open_cache
+from app.core.utils.queue.sending import current_transport
 from app.core.utils.rate_limit import open_rate_limiter
 from app.core.utils.redis_link import AnyLink
 from app.middleware.body_limit_middleware import BodyLimitMiddleware
@@ -52,7 +59,9 @@ from app.middleware.cors_middleware import CORSMiddleware
 from app.middleware.error_middleware import ErrorMiddleware
 from app.middleware.head_middleware import HeadMiddleware
 from app.middleware.rate_limit_middleware import RateLimitMiddleware
+from app.middleware.replica_middleware import ReplicaMiddleware
 from app.middleware.request_context_middleware import RequestContextMiddleware
+from app.middleware.tracing_middleware import TracingMiddleware
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +106,7 @@ def create_application(
     app.state.settings = settings
     app.state.dependencies = []
     app.include_router(router)
+    say_in_short_why_it_does_not_start(app)
     check_cached_routes(app)
     end_transactions_before_answers(app)
     add_problem_handlers(app)
@@ -139,6 +149,8 @@ def _add_middleware(app: FastAPI, settings: SettingsGroup) -> None:
     app.add_middleware(HeadMiddleware)
     if isinstance(settings, AppSettings):
         app.add_middleware(BodyLimitMiddleware, max_bytes=settings.MAX_BODY_BYTES)
+    if is_traced(settings):
+        app.add_middleware(TracingMiddleware)
     app.add_middleware(ErrorMiddleware)
     if isinstance(settings, RedisRateLimiterSettings):
         app.add_middleware(RateLimitMiddleware)
@@ -147,6 +159,8 @@ def _add_middleware(app: FastAPI, settings: SettingsGroup) -> None:
         app.add_middleware(
             CORSMiddleware, origins=settings.CORS_ORIGINS, allow_credentials=settings.CORS_ALLOW_CREDENTIALS
         )
+    if isinstance(settings, PostgresSettings) and settings.POSTGRES_READ_URL is not None:
+        app.add_middleware(ReplicaMiddleware)
     app.add_middleware(RequestContextMiddleware)
     if isinstance(settings, ClientSideCacheSettings):
         app.state.credentials = credential_headers(app)
@@ -160,11 +174,17 @@ def _add_middleware(app: FastAPI, settings: SettingsGroup) -> None:
 @asynccontextmanager
 async def _lifespan(app: FastAPI, inner: Any) -> AsyncIterator[Any]:
     settings: SettingsGroup = app.state.settings
+    await refuse_certain_faults(settings)
     async with AsyncExitStack() as stack:
         found: list[Dependency] = []
+        await stack.enter_async_context(open_tracing(settings))
+        app.state.drain = stack.enter_context(draining(getattr(settings, "SHUTDOWN_DELAY_SECONDS", 0)))
         links: dict[str, AnyLink] = {}  # by address: of one server that hangs, that is found out once
+        measured_pools: dict[str, AsyncEngine] = {}
+        measured_links: dict[str, AnyLink] = {}
         if isinstance(settings, PostgresSettings):
-            stack.push_async_callback(close_database, open_database(settings))
+            engine = measured_pools["requests"] = open_database(settings)
+            stack.push_async_callback(close_database, engine)
             # Not from the pool: when requests wait for its connections, the server is busy, and not unready.
             probe = create_engine(settings, pool_size=2)
             stack.push_async_callback(probe.dispose)
@@ -175,12 +195,13 @@ async def _lifespan(app: FastAPI, inner: Any) -> AsyncIterator[Any]:
                 open_cache(settings, durable=isinstance(settings, PostgresSettings))
             )
             stack.callback(delattr, app.state, "cache")
-            links[settings.redis_cache_url] = app.state.cache.store.link
+            links[settings.redis_cache_url] = measured_links["cache"] = app.state.cache.store.link
             found.append(Dependency("redis_cache", app.state.cache.ping))
         if isinstance(settings, RedisRateLimiterSettings):
             shared = links.get(settings.redis_rate_limit_url)
             app.state.rate_limiter = await stack.enter_async_context(open_rate_limiter(settings, shared))
             stack.callback(delattr, app.state, "rate_limiter")
+            measured_links["rate_limit"] = app.state.rate_limiter.link
             found.append(Dependency("redis_rate_limit", app.state.rate_limiter.ping))
         if isinstance(settings, RedisQueueSettings):
             shared = links.get(settings.redis_queue_url)
@@ -188,7 +209,18 @@ async def _lifespan(app: FastAPI, inner: Any) -> AsyncIterator[Any]:
             app.state.job_feed = queue.Feed()
             stack.push_async_callback(app.state.job_feed.close)
             stack.enter_context(on_stop_signal(app.state.job_feed.end))
+            measured_links["queue"] = current_transport().link
             found.append(Dependency("redis_queue", pool.ping))
+        app.state.replica = None
+        if isinstance(settings, PostgresSettings) and (url := settings.postgres_read_url) is not None:
+            reads = measured_pools["reads"] = create_engine(settings, settings.POSTGRES_POOL_SIZE, url=url)
+            stack.push_async_callback(reads.dispose)
+            # The limits' server first: nothing is evicted there.
+            link = measured_links.get("rate_limit") or measured_links.get("cache") or measured_links.get("queue")
+            if link is not None:
+                app.state.replica = Replica(reads, link)
+                found.append(Dependency("postgres_read", app.state.replica.ping))
+        await stack.enter_async_context(pools_measured(measured_pools, measured_links))
         app.state.dependencies = found
         end_transactions_before_answers(app)  # Again, as what follows: for the routes that were added since.
         if isinstance(settings, ClientSideCacheSettings):

@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+Handler = Callable[[int, Any], Any]  # of a signal: its number, and where the program was
+
 
 @contextmanager
 def on_stop_signal(action: Callable[[], None]) -> Iterator[None]:
@@ -18,26 +20,41 @@ def on_stop_signal(action: Callable[[], None]) -> Iterator[None]:
 
     Where the process has no server that handles them, as in a test, nothing is changed.
     """
+
+    def then_the_server(usual: Handler) -> Handler:
+        loop = asyncio.get_running_loop()
+
+        def handle(number: int, frame: Any) -> None:
+            loop.call_soon_threadsafe(action)
+            usual(number, frame)
+
+        return handle
+
+    with stop_signals_handled(then_the_server):
+        yield
+
+
+@contextmanager
+def stop_signals_handled(instead_of: Callable[[Handler], Handler]) -> Iterator[None]:
+    """Has SIGTERM and SIGINT handled otherwise, where a server handles them.
+
+    Args:
+        instead_of: from the server's handler makes the one that takes its place meanwhile.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    loop = asyncio.get_running_loop()
     usual = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-
-    def handle(number: int, frame: Any) -> None:
-        loop.call_soon_threadsafe(action)
-        servers = usual[signal.Signals(number)]
-        if callable(servers):
-            servers(number, frame)
-
     handled = {
-        number: before for number, before in usual.items() if callable(before) and before != signal.default_int_handler
+        number: (before, instead_of(before))
+        for number, before in usual.items()
+        if callable(before) and before != signal.default_int_handler
     }
-    for number in handled:
-        signal.signal(number, handle)
+    for number, (_, handler) in handled.items():
+        signal.signal(number, handler)
     try:
         yield
     finally:
-        for number, before in handled.items():
-            if signal.getsignal(number) is handle:
+        for number, (before, handler) in handled.items():
+            if signal.getsignal(number) is handler:
                 signal.signal(number, before)

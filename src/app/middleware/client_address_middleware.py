@@ -8,6 +8,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from app.core.client_address import TrustedProxies
 from app.middleware.headers import has_header
 
+VIA_TRUSTED_PROXY = "slipway.via_trusted_proxy"  # in a request's scope, where it is so
+
 _FORWARDED_FOR = b"x-forwarded-for"
 
 log = structlog.stdlib.get_logger("slipway.client_address")
@@ -33,6 +35,7 @@ class ClientAddressMiddleware:
                 said = [value.decode("latin-1") for name, value in scope["headers"] if name == _FORWARDED_FOR]
                 client = self.proxies.client_of(host, said)
                 scope["client"] = (client, 0) if client is not None else None
+                scope[VIA_TRUSTED_PROXY] = True
             else:
                 scope["client"] = peer
                 self._warn(host)

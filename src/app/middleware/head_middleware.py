@@ -19,4 +19,8 @@ class HeadMiddleware:
                 message = {**message, "body": b""}
             await send(message)
 
-        await self.app({**scope, "method": "GET"}, receive, send_without_content)
+        asked = {**scope, "method": "GET"}
+        try:
+            await self.app(asked, receive, send_without_content)
+        finally:
+            scope.update({**asked, "method": "HEAD"})  # Whoever is around has a look at the route that was found.

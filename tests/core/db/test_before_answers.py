@@ -12,7 +12,8 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.core.config import EnvironmentSettings, PostgresSettings, Settings
-from app.core.db.database import POOL_TIMEOUT, async_get_db
+from app.core.db.database import async_get_db
+from app.core.db.engine import POOL_TIMEOUT
 from app.core.setup import create_application
 from app.crud.crud_tier import crud_tiers
 from app.models.tier import Tier

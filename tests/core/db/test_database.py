@@ -14,15 +14,9 @@ from sqlmodel import col, select
 
 from app.api.dependencies import SessionDep
 from app.core.config import Settings
-from app.core.db import database
-from app.core.db.database import (
-    DatabaseUnavailable,
-    after_commit,
-    async_get_db,
-    close_database,
-    open_database,
-    reading,
-)
+from app.core.db import engine
+from app.core.db.database import after_commit, async_get_db, close_database, open_database, reading
+from app.core.db.engine import DatabaseUnavailable
 from app.core.db.models import utc_now
 from app.core.exceptions.http_exceptions import Conflict
 from app.core.setup import create_application
@@ -105,7 +99,7 @@ async def test_a_failed_commit_is_never_answered_as_a_success(client: httpx2.Asy
 async def test_a_statement_that_takes_too_long_is_an_outage(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(database, "COMMAND_TIMEOUT", 0.2)
+    monkeypatch.setattr(engine, "COMMAND_TIMEOUT", 0.2)
     with pytest.raises(DatabaseUnavailable):
         async with opened_session(settings) as db:
             await db.exec(text("SELECT pg_sleep(5)"))  # type: ignore[call-overload]
@@ -114,7 +108,7 @@ async def test_a_statement_that_takes_too_long_is_an_outage(
 async def test_a_request_that_gets_no_connection_is_told_to_come_back(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(database, "POOL_TIMEOUT", 0.1)
+    monkeypatch.setattr(engine, "POOL_TIMEOUT", 0.1)
     small = settings.model_copy(update={"POSTGRES_POOL_SIZE": 1})
     async with opened_session(small) as db:
         await db.exec(select(1))

@@ -12,7 +12,8 @@ from sqlalchemy import text
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from app.core.config import Settings
-from app.core.db.database import DatabaseUnavailable, create_engine, reader_of, transaction
+from app.core.db.database import reader_of, transaction
+from app.core.db.engine import DatabaseUnavailable, create_engine
 from app.core.exceptions.http_exceptions import Forbidden
 from app.core.utils import queue
 from app.core.utils.queue.sending import current_transport

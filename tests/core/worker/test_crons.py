@@ -9,7 +9,7 @@ from arq import cron
 from arq.cron import CronJob
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from app.core.db.database import DatabaseUnavailable
+from app.core.db.engine import DatabaseUnavailable
 from app.core.utils import queue
 from app.core.worker import crons as crons_module
 from app.core.worker import worker as worker_module

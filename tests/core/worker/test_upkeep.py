@@ -8,7 +8,8 @@ from prometheus_client import REGISTRY
 from sqlmodel.ext.asyncio.session import AsyncSession
 from structlog.testing import capture_logs
 
-from app.core.db.database import DatabaseUnavailable, reading, transaction
+from app.core.db.database import reading, transaction
+from app.core.db.engine import DatabaseUnavailable
 from app.core.utils import queue
 from app.core.utils.queue.sending import current_transport
 from app.core.utils.queue.transport import Transport

@@ -7,7 +7,7 @@ import structlog
 from fastapi import APIRouter, Depends
 from pydantic import BaseModel
 
-from app.api.dependencies import DependenciesDep, never_cached
+from app.api.dependencies import DependenciesDep, DrainDep, never_cached
 from app.core.db.schema_version import SchemaBehind
 from app.core.exceptions.http_exceptions import ServiceUnavailable
 from app.core.openapi import problems
@@ -32,6 +32,10 @@ class Readiness(BaseModel):
     dependencies: dict[str, State]
 
 
+class Stopping(ServiceUnavailable):
+    text = "The server is stopping."
+
+
 class NotReady(ServiceUnavailable):
     text = "Something this service cannot do without is not available."
 
@@ -42,9 +46,11 @@ async def health() -> Health:
     return Health()
 
 
-@router.get("/ready", responses=problems(NotReady))
-async def ready(dependencies: DependenciesDep) -> Readiness:
+@router.get("/ready", responses=problems(NotReady, Stopping))
+async def ready(dependencies: DependenciesDep, drain: DrainDep) -> Readiness:
     """Readiness: everything this service cannot do without is there. What it can do without only degrades it."""
+    if drain.begun:
+        raise Stopping
     found = await asyncio.gather(*map(_state_of, dependencies))
     states = {dependency.name: state for dependency, state in zip(dependencies, found, strict=True)}
     if any(states[dependency.name] != "up" for dependency in dependencies if dependency.required):

@@ -8,6 +8,7 @@ from app.api.dependencies import (
     CurrentToken,
     CurrentUser,
     PagingDep,
+    ReadingSessionDep,
     SessionDep,
     SessionId,
     SettingsDep,
@@ -29,7 +30,7 @@ router = APIRouter(tags=["sessions"], dependencies=[Depends(never_cached)])
 
 @router.get("/user/me/sessions", responses=problems(Unauthorized))
 async def read_my_sessions(
-    user: CurrentUser, token: CurrentToken, paging: PagingDep, db: SessionDep
+    user: CurrentUser, token: CurrentToken, paging: PagingDep, db: ReadingSessionDep
 ) -> Page[LoginSessionRead]:
     """List your logins, the last used first."""
     page = await crud_login_sessions.page_of_user(db, paging, user.id)
@@ -64,7 +65,7 @@ async def end_my_sessions(
     responses=problems(Unauthorized, Forbidden, UserNotFound),
 )
 async def read_user_sessions(
-    _: CurrentSuperuser, user: UserDep, paging: PagingDep, db: SessionDep
+    _: CurrentSuperuser, user: UserDep, paging: PagingDep, db: ReadingSessionDep
 ) -> Page[LoginSession]:
     """List a user's logins. Superusers only."""
     return await crud_login_sessions.page_of_user(db, paging, user.id)

@@ -16,6 +16,7 @@ from app.api.dependencies import (
     ManagedJob,
     OptionalUser,
     PagingDep,
+    ReadingSessionDep,
     SessionDep,
     TaskMessage,
     never_cached,
@@ -56,7 +57,7 @@ async def create_task(owner: OptionalUser, message: TaskMessage, key: Idempotenc
 
 @router.get("", responses=problems(Unauthorized))
 async def read_tasks(
-    viewer: CurrentUser, wanted: JobFilter, paging: PagingDep, db: SessionDep
+    viewer: CurrentUser, wanted: JobFilter, paging: PagingDep, db: ReadingSessionDep
 ) -> Page[JobDetails | JobRead]:
     """List your own tasks, the newest first, possibly in one status or of one function only. Superusers see all."""
     owner_id = None if viewer.is_superuser else viewer.id

@@ -14,6 +14,7 @@ from app.api.dependencies import (
     OptionalUser,
     OwnUser,
     PagingDep,
+    ReadingSessionDep,
     SeesAll,
     SessionDep,
     SettingsDep,
@@ -68,7 +69,7 @@ async def read_me(user: CurrentUser) -> User:
 
 
 @router.get("/users", openapi_extra=SIGN_IN_OPTIONAL, responses=problems(InvalidToken))
-async def read_users(viewer: OptionalUser, paging: PagingDep, db: SessionDep) -> Page[UserRead | UserPublic]:
+async def read_users(viewer: OptionalUser, paging: PagingDep, db: ReadingSessionDep) -> Page[UserRead | UserPublic]:
     """List users. Superusers see all of each, others the public part."""
     page = await crud_users.page_of_users(db, paging)
     # In a list even your own entry is the public one, so that an entry's shape depends on the caller's rank alone.
@@ -136,7 +137,7 @@ async def erase_user(
     response_model=TierRead | None,
     responses=problems(Unauthorized, Forbidden, UserNotFound),
 )
-async def read_user_tier(user: ManagedUser, db: SessionDep) -> Tier | None:
+async def read_user_tier(user: ManagedUser, db: ReadingSessionDep) -> Tier | None:
     """Read a user's tier; null without one."""
     return await crud_tiers.get(db, user.tier_id) if user.tier_id is not None else None
 
@@ -164,6 +165,8 @@ async def update_user_tier(
 
 
 @router.get("/user/{username}/rate_limits", responses=problems(Unauthorized, Forbidden, UserNotFound))
-async def read_user_rate_limits(user: ManagedUser, db: SessionDep, settings: SettingsDep) -> list[EffectiveRateLimit]:
+async def read_user_rate_limits(
+    user: ManagedUser, db: ReadingSessionDep, settings: SettingsDep
+) -> list[EffectiveRateLimit]:
     """List the rate limits that apply to a user: their tier's and, where it has none for every path, the default."""
     return effective_rate_limits(await crud_rate_limits.list_of_tier(db, user.tier_id), settings)

@@ -1,4 +1,7 @@
-"""The connection to PostgreSQL: one engine per process, opened and closed by the app's or worker's lifespan."""
+"""Sessions: transactions, and single questions, on the one engine of the process.
+
+It is opened and closed by the app's or worker's lifespan.
+"""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -6,31 +9,20 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontext
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
-import asyncpg
 import structlog
-from sqlalchemy import ExceptionContext, event
-from sqlalchemy.exc import DisconnectionError, IntegrityError
+from sqlalchemy import event
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
-from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker
 from sqlalchemy.orm import SessionTransaction
 from sqlmodel import Session
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from app.core.config import PostgresSettings
-from app.core.exceptions.http_exceptions import Problem, ServiceUnavailable
-
-CONNECT_TIMEOUT = 3.0  # seconds
-COMMAND_TIMEOUT = 5.0  # seconds, for one statement: nobody who asked over HTTP waits longer
-POOL_TIMEOUT = 5.0  # seconds a request waits for a free connection
-
-# What a statement gets whose table was altered since it was prepared. The next one is prepared anew.
-_OUTDATED = "InvalidCachedStatementError"
-
-# SQLSTATE classes that say "not now" rather than "not like this": connection, transaction rollback (deadlock),
-# insufficient resources, operator intervention (shutdown, statement cancelled), lock not available.
-_TRANSIENT = ("08", "40", "53", "57", "55P03")
+from app.core.db.commits import note_commit
+from app.core.db.engine import DatabaseUnavailable, create_engine, shares_connections
+from app.core.exceptions.http_exceptions import Problem
 
 _AFTER_COMMIT = "after_commit"
 _DUE = "after_commit, which is made"
@@ -47,10 +39,6 @@ log = structlog.stdlib.get_logger("slipway.database")
 Around = Callable[[AsyncSession], AbstractAsyncContextManager[None]]
 
 
-class DatabaseUnavailable(ServiceUnavailable):
-    text = "The database is not available. Try again shortly."
-
-
 class _Noticing(Session):
     """Notes that it was committed, in whatever way: `async with db.begin()` does not ask `Transaction.commit`."""
 
@@ -59,6 +47,7 @@ class _Noticing(Session):
 def _note_commit(session: Session) -> None:
     if not session.in_nested_transaction():  # The end of a savepoint is no commit.
         session.info[_UNNOTICED] = True
+        note_commit()
         session.info.setdefault(_DUE, []).extend(session.info.pop(_AFTER_COMMIT, ()))
 
 
@@ -108,31 +97,16 @@ def open_database(settings: PostgresSettings, *, pool_size: int | None = None, t
     return engine
 
 
+class _OneTransaction(AsyncSession):
+    """What `reading` opens where PgBouncer is in between: a statement alone takes two steps, which have to be one."""
+
+
 def _readers_of(engine: AsyncEngine) -> async_sessionmaker[AsyncSession]:
+    if shares_connections(engine):
+        return async_sessionmaker(engine, class_=_OneTransaction, expire_on_commit=False)
     return async_sessionmaker(
         engine.execution_options(isolation_level="AUTOCOMMIT"), class_=AsyncSession, expire_on_commit=False
     )
-
-
-def create_engine(settings: PostgresSettings, pool_size: int, *, time_limit: bool = True) -> AsyncEngine:
-    """An engine of so many connections, whose outages are `DatabaseUnavailable`."""
-    engine = create_async_engine(
-        settings.postgres_url,
-        pool_size=pool_size,
-        max_overflow=0,
-        pool_timeout=POOL_TIMEOUT,
-        pool_recycle=1800,
-        hide_parameters=True,  # An error's text would carry them, e-mail addresses and hashes too, into the log.
-        connect_args={
-            "async_creator_fn": _connect,
-            "timeout": CONNECT_TIMEOUT,
-            "command_timeout": COMMAND_TIMEOUT if time_limit else None,
-            "server_settings": {"application_name": "slipway"},
-        },
-    )
-    event.listen(engine.sync_engine, "handle_error", _raise_if_unavailable)
-    event.listen(engine.sync_engine, "checkout", _replace_if_closed)
-    return engine
 
 
 async def close_database(engine: AsyncEngine) -> None:
@@ -270,6 +244,8 @@ async def _read(readers: async_sessionmaker[AsyncSession]) -> AsyncIterator[Asyn
     try:
         async with readers() as db:
             yield db
+            if isinstance(db, _OneTransaction):
+                await db.commit()
     except PoolTimeoutError as error:
         raise DatabaseUnavailable from error
 
@@ -278,27 +254,3 @@ def violated_constraint(error: IntegrityError) -> str | None:
     """The name of the constraint a statement violated."""
     cause = getattr(error.orig, "__cause__", None)
     return getattr(cause, "constraint_name", None)
-
-
-def _raise_if_unavailable(context: ExceptionContext) -> None:
-    error = context.original_exception
-    if isinstance(error, asyncio.CancelledError):
-        return  # By a time limit, or since nobody waits any more. SQLAlchemy takes it for a lost connection.
-    state = getattr(error, "sqlstate", None) or ""
-    transient = state.startswith(_TRANSIENT) or type(error).__name__ == _OUTDATED
-    if context.is_disconnect or isinstance(error, TimeoutError) or transient:
-        raise DatabaseUnavailable from error
-
-
-def _replace_if_closed(connection: Any, *_: object) -> None:
-    # The server has closed it while it was idle. asyncpg knows, so asking costs nothing.
-    if connection.driver_connection.is_closed():
-        raise DisconnectionError
-
-
-async def _connect(*args: Any, **kwargs: Any) -> asyncpg.Connection:
-    # SQLAlchemy passes on what asyncpg raises here as it is: socket errors, a server that is starting up, ...
-    try:
-        return await asyncpg.connect(*args, **kwargs)
-    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
-        raise DatabaseUnavailable from error

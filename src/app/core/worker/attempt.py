@@ -15,6 +15,7 @@ from structlog.contextvars import bound_contextvars
 
 from app.core.db.database import after_commit, begin_request, transaction
 from app.core.exceptions.http_exceptions import Problem
+from app.core.tracing import attempt_span
 from app.core.utils.queue import JobState, dumps
 from app.core.utils.queue.metrics import ATTEMPTS, SECONDS, WAITED
 from app.core.utils.queue.reporting import Reporter
@@ -26,6 +27,7 @@ from app.core.worker.options import GiveUp, pause_before_retry
 
 ENDED: Final = (JobState.DEAD.value, JobState.CANCELLED.value)
 AGAIN: Final = ("retried", "put_back")
+FAILED: Final = (JobState.DEAD.value, "retried")
 COMMIT_SECONDS: Final = 30.0  # that the end of a job and its commit may take
 HOOK_SECONDS: Final = 30.0  # that a hook may take
 WRITE_SECONDS: Final = 5.0  # in which it is tried to write down how an attempt ended; its lease sees to it later
@@ -84,14 +86,21 @@ class Attempt:
     async def _run(self) -> None:
         job = self.job
         WAITED.labels(job.queue).observe(max(0.0, (job.started_at - job.run_after).total_seconds()))
-        with bound_contextvars(job_id=job.id, function=job.function, attempt=job.attempt):
+        with (
+            bound_contextvars(job_id=job.id, function=job.function, attempt=job.attempt),
+            attempt_span(job.function, job.id, job.queue, job.attempt, job.traceparent) as span,
+        ):
             began = perf_counter()
             try:
                 result = await self._attempt()
             except BaseException as error:  # Not even sys.exit() of a job ends its worker.
                 result = "succeeded" if self._is_committed else await self._settle(error)
+                if span is not None and result in FAILED:
+                    span.failed(error)
             seconds = perf_counter() - began
             self._count(result, seconds)
+            if span is not None:
+                span.note(job__result=result)
             # Arguments and results are not for a log: there can be addresses in them.
             log.info("job ended", result=result, seconds=round(seconds, 3))
             await self._run_hook(self._worker.after_job_end)

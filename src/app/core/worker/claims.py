@@ -28,6 +28,7 @@ class Claimed:
     run_after: datetime
     started_at: datetime
     start_before: datetime | None
+    traceparent: str | None
 
     @property
     def is_too_late(self) -> bool:
@@ -63,7 +64,7 @@ _CLAIM = (
     " FROM (SELECT id FROM job WHERE {which} AND state = 'queued' AND run_after <= clock_timestamp()"
     " AND function = ANY(CAST(:functions AS text[])) {order} FOR UPDATE SKIP LOCKED) AS due WHERE job.id = due.id"
     " RETURNING job.id, job.queue, job.function, job.args, job.keywords, job.attempt, job.runs, job.created_at,"
-    " job.run_after, job.started_at, job.start_before"
+    " job.run_after, job.started_at, job.start_before, job.traceparent"
 )
 _CLAIM_THESE = text(_CLAIM.format(which="id = ANY(CAST(:ids AS text[]))", order=""))
 _CLAIM_OLDEST = text(_CLAIM.format(which="queue = :queue", order="ORDER BY run_after, id LIMIT :most"))

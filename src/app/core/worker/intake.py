@@ -7,7 +7,7 @@ from typing import Final
 
 import structlog
 
-from app.core.db.database import DatabaseUnavailable
+from app.core.db.engine import DatabaseUnavailable
 from app.core.utils.queue.sending import send
 from app.core.worker.claims import (
     Claimed,

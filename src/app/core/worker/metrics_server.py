@@ -7,6 +7,7 @@ import structlog
 from prometheus_client import start_http_server
 
 from app.core.config import MetricsSettings, SettingsGroup
+from app.core.metrics.processes import registry
 
 log = structlog.stdlib.get_logger("slipway.worker")
 
@@ -18,7 +19,7 @@ def metrics_served(settings: SettingsGroup) -> Iterator[None]:
         yield
         return
     try:
-        server, thread = start_http_server(settings.WORKER_METRICS_PORT, settings.WORKER_METRICS_HOST)
+        server, thread = start_http_server(settings.WORKER_METRICS_PORT, settings.WORKER_METRICS_HOST, registry())
     except OSError as error:
         log.warning("worker's metrics are not served", port=settings.WORKER_METRICS_PORT, why=str(error))
         yield

@@ -7,7 +7,10 @@ from dataclasses import dataclass
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from app.core.config import RedisCacheSettings, Settings
-from app.core.db.database import close_database, create_engine, open_database, reader_of, reading
+from app.core.db.database import close_database, open_database, reader_of, reading
+from app.core.db.engine import create_engine
+from app.core.metrics.pools import pools_measured
+from app.core.tracing import open_tracing
 from app.core.utils.cache import open_cache
 from app.core.utils.queue import JobPool, open_queue
 from app.core.utils.queue.transport import Transport
@@ -41,6 +44,7 @@ async def open_worker(settings: Settings, max_jobs: int) -> AsyncIterator[Opened
     Each job can have a connection for itself, and half of them one more, for a report of their progress, say.
     """
     async with AsyncExitStack() as stack:
+        await stack.enter_async_context(open_tracing(settings))
         # A statement of a job takes as long as the job may.
         engine = open_database(settings, pool_size=max_jobs + max_jobs // 2, time_limit=False)
         stack.push_async_callback(close_database, engine)
@@ -52,4 +56,5 @@ async def open_worker(settings: Settings, max_jobs: int) -> AsyncIterator[Opened
         pool = await stack.enter_async_context(open_queue(settings, link))
         if settings.inherits(RedisCacheSettings):  # What a job changes is dropped by the worker itself.
             await stack.enter_async_context(open_cache(settings, durable=True))
+        await stack.enter_async_context(pools_measured({"jobs": engine, "worker": own}, {"queue": link}))
         yield Opened(pool, Transport(link), reader_of(own))

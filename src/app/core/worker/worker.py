@@ -23,7 +23,7 @@ import structlog
 from arq.worker import Worker
 
 from app.core.config import PostgresSettings, SettingsGroup, environment_of, get_settings
-from app.core.db.database import DatabaseUnavailable
+from app.core.db.engine import DatabaseUnavailable
 from app.core.logger import configure_logging
 from app.core.utils.queue import dumps
 from app.core.utils.queue.metrics import RUNNING

@@ -20,14 +20,8 @@ from structlog.testing import capture_logs
 from app.api.dependencies import SessionDep
 from app.core.config import Settings
 from app.core.db import outbox
-from app.core.db.database import (
-    DatabaseUnavailable,
-    around_commit,
-    begin_request,
-    close_database,
-    open_database,
-    transaction,
-)
+from app.core.db.database import around_commit, begin_request, close_database, open_database, transaction
+from app.core.db.engine import DatabaseUnavailable
 from app.core.db.outbox import Targets
 from app.core.exceptions.cache_exceptions import MissingClientError
 from app.core.exceptions.http_exceptions import Conflict
@@ -685,7 +679,7 @@ async def test_while_the_database_is_away_after_an_outage_nothing_is_trusted(
     how: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("app.core.db.database.CONNECT_TIMEOUT", 0.2)
+    monkeypatch.setattr("app.core.db.engine.CONNECT_TIMEOUT", 0.2)
     await write(KEY, delay=FAR)
     remember(client)
     with capture_logs() as lines:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from app.core.db.database import DatabaseUnavailable
+from app.core.db.engine import DatabaseUnavailable
 from app.core.utils.queue import Feed
 from app.core.utils.queue import feed as feed_module
 from tests.durable_jobs import PATIENCE, enqueued, run

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from app.core.db.database import DatabaseUnavailable
+from app.core.db.engine import DatabaseUnavailable
 from app.core.utils import queue
 from app.core.utils.queue import reporting
 from app.core.worker.options import GiveUp, job

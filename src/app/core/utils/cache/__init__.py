@@ -17,7 +17,7 @@ from app.core.utils.cache.keys import resource_key
 from app.core.utils.cache.opened import Cache
 from app.core.utils.cache.reading import identify_caller
 from app.core.utils.cache.store import Store
-from app.core.utils.redis_link import Link
+from app.core.utils.redis_link import link_to
 
 __all__ = [
     "Cache",
@@ -38,7 +38,7 @@ async def open_cache(settings: RedisCacheSettings, *, durable: bool) -> AsyncIte
         settings: where the server is.
         durable: whether the database is open as well, to remember what has to be dropped.
     """
-    link = Link(settings.redis_cache_url, "cache")
+    link = link_to(settings.redis_cache_url, "cache")
     store = Store(link)
     invalidator = Invalidator(store, durable=durable)
     cache = Cache(store, invalidator)

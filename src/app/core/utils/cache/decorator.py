@@ -8,10 +8,12 @@ from math import isfinite
 from typing import Any, Final
 
 from fastapi import FastAPI
+from fastapi.dependencies.models import Dependant
 from fastapi.routing import iter_route_contexts
 from starlette.requests import Request
 from starlette.responses import Response
 
+from app.core.db.replica import may_lag
 from app.core.exceptions.cache_exceptions import InvalidRequestError
 from app.core.route_table import route_of
 from app.core.utils.cache.keys import Template, id_source
@@ -104,7 +106,8 @@ def cache(
 def check_cached_routes(app: FastAPI) -> None:
     """Looks at how an app uses the decorator, as far as that can be seen before the first request.
 
-    Raises: InvalidRequestError for a decorator above the router's, and for a GET that is to invalidate.
+    Raises: InvalidRequestError for a decorator above the router's, for a GET that is to invalidate, and for one that
+    reads on a replica.
     """
     routes = list(iter_route_contexts(app.routes))
     used = {route.endpoint for route in routes}
@@ -114,6 +117,14 @@ def check_cached_routes(app: FastAPI) -> None:
         plan: Plan | None = getattr(route.endpoint, _PLAN, None)
         if plan is not None and _READING & set(route.methods or ()):
             plan.refuse_to_invalidate()
+            if _may_lag(getattr(route, "dependant", None)):
+                raise InvalidRequestError(
+                    f"{route.path}: what is cached has to be read on the primary, with reading() or SessionDep."
+                )
+
+
+def _may_lag(dependant: Dependant | None) -> bool:
+    return dependant is not None and (may_lag(dependant.call) or any(map(_may_lag, dependant.dependencies)))
 
 
 def _wrapped(plan: Plan) -> Callable[..., Awaitable[Any]]:

@@ -16,6 +16,7 @@ INVALIDATIONS: Final = Counter("slipway_cache_invalidations", "Keys and patterns
 UP: Final = Gauge(
     "slipway_cache_up",
     "1 while the cache is in use; 0 while its server is away, or not trusted yet.",
+    multiprocess_mode="livemin",
 )
 
 

@@ -14,6 +14,7 @@ from collections.abc import Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha1
+from math import inf
 from operator import attrgetter
 from secrets import token_hex
 from time import perf_counter
@@ -21,7 +22,7 @@ from typing import Any, Final
 
 from app.core.utils.cache import scripts
 from app.core.utils.cache.server_clock import ServerClock
-from app.core.utils.redis_link import Link, LinkError, Refused
+from app.core.utils.redis_link import AnyLink, ClusterLink, Link, LinkDown, LinkError, Refused
 
 RECENTLY: Final = 60  # seconds for which an invalidation is noted
 LONGEST_COMPUTATION: Final = 60  # seconds after which a lease is forgotten, and what is computed is not stored
@@ -85,21 +86,35 @@ class _Waiting:
 class Store:
     """The cache's side of Redis/Valkey. Methods raise LinkError when that is away, hangs or refuses."""
 
-    def __init__(self, link: Link) -> None:
+    def __init__(self, link: AnyLink) -> None:
         self.link = link
         self._clock = ServerClock()
+        self._epoch = 0  # counts what `_begin_anew` is about
+        self._began = -inf  # the last one, on `perf_counter`
         self._waiting: dict[tuple[str, bytes, bytes | None], _Waiting] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
-        link.on_change(lambda _: self._clock.forget())
+        link.on_change(self._begin_anew, NOTES)
+
+    def _begin_anew(self, _: bool) -> None:
+        """It may be another server now: with another clock, and without the last that was noted and dropped.
+
+        A request that is older must not store. One that has asked before must not take what it gets from there.
+        """
+        self._clock.forget()
+        self._epoch += 1
+        self._began = perf_counter()
 
     async def get(self, key: str, variant: bytes) -> bytes | None:
         """The stored answer. One command, which is all that a hit costs."""
+        epoch = self._epoch
         try:
-            stored: bytes | None = await self.link.send("HGET", key, b"v" + variant)
+            stored: bytes | None = await self.link.ask("HGET", key, b"v" + variant)
         except Refused as refused:
             if not str(refused).startswith("WRONGTYPE"):  # Something else's key, which `take` removes.
                 raise
             return None
+        if epoch != self._epoch:
+            raise LinkDown(self.link.name)
         return stored
 
     # ---- Leases ----
@@ -132,20 +147,25 @@ class Store:
     async def _take(
         self, key: str, variant: bytes, seconds: float, unwanted: bytes | None
     ) -> bytes | Lease | Held | None:
-        # In this order, so that what is invalidated in between voids the lease.
-        taken, (time, last) = await self.link.run(
-            (
-                scripts.TAKE,
-                key,
-                variant,
-                token_hex(8),
-                int(seconds * 1000),
-                LONGEST_COMPUTATION * 1000,
-                "" if unwanted is None else sha1(unwanted, usedforsecurity=False).hexdigest(),
-                MOST_FIELDS,
-            ),
-            (scripts.LAST, NOTES, key, ANY_PATTERN),
+        epoch, token = self._epoch, token_hex(8)
+        take = (
+            scripts.TAKE,
+            key,
+            variant,
+            token,
+            int(seconds * 1000),
+            LONGEST_COMPUTATION * 1000,
+            "" if unwanted is None else sha1(unwanted, usedforsecurity=False).hexdigest(),
+            MOST_FIELDS,
         )
+        try:
+            # In this order, so that what is invalidated in between voids the lease.
+            taken, (time, last) = await self.link.run(take, (scripts.LAST, NOTES, key, ANY_PATTERN))
+            if epoch != self._epoch:
+                raise LinkDown(self.link.name)
+        except LinkDown:  # In a cluster, it may have been taken all the same.
+            self.give_back(Lease(key, variant, token.encode(), inf))
+            raise
         self._clock.learn(time)
         kind, *rest = taken
         if kind == b"lease":
@@ -159,11 +179,17 @@ class Store:
 
         Not when the resource was invalidated since: it may have read what it answers with before.
         """
-        return lease.invalidated < self._clock.at_least(started) and perf_counter() - started < RECENTLY
+        recently = started > self._began and perf_counter() - started < RECENTLY
+        return recently and lease.invalidated < self._clock.at_least(started)
 
     async def probe(self) -> None:
         """Returns when what is stored could be dropped; asks for the server's time meanwhile."""
-        self._clock.learn(await self.link.call(scripts.NOTE, NOTES, RECENTLY * 1000))
+        epoch = self._epoch
+        time = await self.link.call(scripts.NOTE, NOTES, RECENTLY * 1000)
+        if epoch == self._epoch:
+            self._clock.learn(time)
+        if isinstance(self.link, ClusterLink):  # That was one of them.
+            await asyncio.gather(*(part.send("PING") for part in await self.link.parts()))
 
     async def store(self, lease: Lease, value: bytes, seconds: float) -> bool:
         """Stores the answer and ends the lease. False when it was voided: the resource has changed meanwhile."""
@@ -287,9 +313,16 @@ class Store:
         await self.link.run((scripts.NOTE, NOTES, RECENTLY * 1000, *keys), *(("UNLINK", key) for key in keys))
 
     async def _void_matching(self, pattern: str) -> None:
+        # In a cluster, a key can move to where it was looked for already: once more, then, it is found there, or it was
+        # found before it moved.
+        for _ in range(2 if isinstance(self.link, ClusterLink) else 1):
+            parts = await self.link.parts(anew=True)
+            await asyncio.gather(*(self._void_matching_at(part, pattern) for part in parts))
+
+    async def _void_matching_at(self, part: Link, pattern: str) -> None:
         cursor: bytes = b"0"
         while True:
-            cursor, found = await self.link.send("SCAN", cursor, "MATCH", pattern, "COUNT", 1000, "TYPE", "hash")
+            cursor, found = await part.send("SCAN", cursor, "MATCH", pattern, "COUNT", 1000, "TYPE", "hash")
             if found:
                 await self.link.run(*(("UNLINK", key) for key in found))
             if cursor == b"0":

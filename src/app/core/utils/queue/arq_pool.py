@@ -1,16 +1,17 @@
 """ARQ's own ways, with the table behind them: `queue.pool.enqueue_job(...)` and `ArqJob(task_id, queue.pool)`."""
 
 import asyncio
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from typing import Any
 
+import arq.connections
+import arq.worker
 from arq.connections import ArqRedis, RedisSettings
 from arq.jobs import Deserializer, JobDef, JobResult, JobStatus, ResultNotFound
 from arq.jobs import Job as ArqOwnJob
 from arq.worker import JobExecutionFailed
 from redis.asyncio import ConnectionPool, Redis
-from redis.asyncio.connection import parse_url
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
@@ -23,6 +24,7 @@ from app.core.utils.queue.lifecycle import request_cancel
 from app.core.utils.queue.sending import JobIdTaken, enqueue_now
 from app.core.utils.queue.serialization import dumps, loads
 from app.core.utils.queue.table import DEFAULT_QUEUE, Job, JobState
+from app.core.utils.redis_link.address import SENTINEL, connections_to, forget_sentinels, parse
 
 CONNECT_TIMEOUT = 2.0  # seconds
 ANSWER_TIMEOUT = 2.0  # seconds, for one answer
@@ -116,6 +118,11 @@ class JobPool(ArqRedis):
         super().__init__(connections, job_serializer=dumps, job_deserializer=loads)
         self.durable = durable
 
+    async def aclose(self, close_connection_pool: bool | None = None) -> None:
+        """Closes its connections, those to sentinels included."""
+        await super().aclose(close_connection_pool)
+        await forget_sentinels(self.connection_pool)
+
     async def queued_jobs(self, *, queue_name: str | None = None) -> list[JobDef]:
         """The jobs that wait, the one that is due first before the others."""
         if not self.durable:
@@ -153,39 +160,67 @@ class JobPool(ArqRedis):
 
 
 def pool_to(settings: RedisQueueSettings, *, durable: bool) -> JobPool:
-    """A pool, which connects when it is first used."""
-    connections = ConnectionPool.from_url(
-        settings.redis_queue_url, socket_connect_timeout=CONNECT_TIMEOUT, socket_timeout=ANSWER_TIMEOUT
-    )
+    """A pool, which connects when it is first used: by way of sentinels, to whichever server is the primary then."""
+    connections = connections_to(settings.redis_queue_url, CONNECT_TIMEOUT, socket_timeout=ANSWER_TIMEOUT)
     return JobPool(connections, durable=durable)
 
 
 def worker_redis_settings(settings: RedisQueueSettings) -> RedisSettings:
     """The same address in ARQ's words, for `arq --check` and for workers without a database.
 
-    Such a worker outlives a restart of Redis/Valkey by retrying for a minute; a check says at once that it is away.
+    Such a worker outlives a restart of Redis/Valkey, or a failover, by retrying for a minute; a check says at once that
+    it is away.
     """
-    address = parse_url(settings.redis_queue_url)
+    address = parse(settings.redis_queue_url)
+    options = address.options
     patient: dict[str, Any] = {
         "retry_on_timeout": True,
         "retry_on_error": list(OUTAGES),
         "retry": Retry(ExponentialBackoff(cap=2, base=0.05), 40),
     }
-    tls: dict[str, Any] = {name: value for name, value in address.items() if name in _TLS}
-    durable = isinstance(settings, PostgresSettings)
-    return RedisSettings(
-        host=address.get("host", "localhost"),
-        port=address.get("port", 6379),
-        unix_socket_path=address.get("path"),
-        database=address.get("db", 0),
-        username=address.get("username"),
-        password=address.get("password"),
-        ssl=settings.redis_queue_url.startswith("rediss:"),
-        conn_timeout=int(CONNECT_TIMEOUT),
-        conn_retries=0,
+    tls: dict[str, Any] = {name: value for name, value in options.items() if name in _TLS}
+    common: dict[str, Any] = {
+        "database": options.get("db", 0),
+        "username": options.get("username"),
+        "password": options.get("password"),
+        "ssl": settings.redis_queue_url.startswith("rediss"),
+        "conn_timeout": int(CONNECT_TIMEOUT),
+        "conn_retries": 0,
         **tls,
-        **({} if durable else patient),
-    )
+        **({} if isinstance(settings, PostgresSettings) else patient),
+    }
+    if address.kind == SENTINEL:
+        arq.worker.create_pool = create_pool  # type: ignore[attr-defined]  # what ARQ imports it as
+        url, hosts = settings.redis_queue_url, list(address.hosts)
+        return BySentinels(host=hosts, sentinel=True, sentinel_master=address.service, url=url, **common)
+    host, port = options.get("host", "localhost"), options.get("port", 6379)
+    return RedisSettings(host=host, port=port, unix_socket_path=options.get("path"), **common)
+
+
+@dataclass(repr=False)
+class BySentinels(RedisSettings):
+    """What ARQ's own do not say: the sentinels' passwords and certificates. And ARQ does not try again with these."""
+
+    url: str = ""
+
+    def __repr__(self) -> str:  # ARQ's has the passwords in it.
+        return f"{type(self).__name__}({self.sentinel_master!r})"
+
+
+async def create_pool(settings_: RedisSettings | None = None, **options: Any) -> ArqRedis:
+    """ARQ's, by which its command connects, and which knows `BySentinels`. Raises: RedisError."""
+    if not isinstance(settings_, BySentinels):
+        return await arq.connections.create_pool(settings_, **options)
+    retrying = {name: getattr(settings_, name) for name in ("retry_on_timeout", "retry_on_error", "retry")}
+    pool = JobPool(connections_to(settings_.url, CONNECT_TIMEOUT, **retrying), durable=False)
+    for name, value in options.items():  # The serialiser, the queue's name, and so on.
+        setattr(pool, name, value)
+    try:
+        await pool.ping()
+    except BaseException:
+        await pool.aclose(close_connection_pool=True)
+        raise
+    return pool
 
 
 _TLS = {field.name for field in fields(RedisSettings) if field.name.startswith("ssl_")}

@@ -10,7 +10,8 @@ import structlog
 from sqlalchemy import ARRAY, Text, any_, cast, text
 from sqlmodel import col, select
 
-from app.core.db.database import DatabaseUnavailable, reading
+from app.core.db.database import reading
+from app.core.db.engine import DatabaseUnavailable
 from app.core.utils.queue.table import Job
 
 PAUSE: Final = 0.3  # seconds between two looks

@@ -1,11 +1,15 @@
 """What becomes of jobs, in Prometheus' words. What waits is counted in the table, when somebody asks."""
 
-from typing import Final
+from collections.abc import Iterable
+from typing import Any, Final
 
-from prometheus_client import Counter, Gauge, Histogram
+from prometheus_client import Counter, Gauge, Histogram, Metric
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
 from sqlalchemy import text
 
 from app.core.db.database import reading
+from app.core.metrics.processes import add_counted_elsewhere
 from app.core.utils.queue.table import DEFAULT_QUEUE, LONG_QUEUE
 
 ENQUEUED: Final = Counter("slipway_jobs_enqueued", "Jobs written down by this process, committed or not.", ["function"])
@@ -27,12 +31,9 @@ WAITED: Final = Histogram(
     ["queue"],
     buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5, 30, 60, 300, 1800),
 )
-RUNNING: Final = Gauge("slipway_worker_jobs_running", "Jobs that this worker runs now.")
+RUNNING: Final = Gauge("slipway_worker_jobs_running", "Jobs that this worker runs now.", multiprocess_mode="livesum")
 RESENT: Final = Counter("slipway_jobs_resent", "Jobs that were sent again, since Redis/Valkey did not have them.")
 LOST_WORKERS: Final = Counter("slipway_job_leases_expired", "Jobs taken from a worker that was not heard of any more.")
-
-JOBS: Final = Gauge("slipway_jobs", "Jobs by state: queued (due), deferred, running, dead.", ["queue", "state"])
-OLDEST: Final = Gauge("slipway_job_oldest_seconds", "For how long the oldest job of a queue has been due.", ["queue"])
 
 _COUNT = text(
     "SELECT queue, count(*) FILTER (WHERE state = 'queued' AND run_after <= now()) AS queued,"
@@ -45,14 +46,46 @@ _COUNT = text(
 )
 
 
+STATES: Final = ("queued", "deferred", "running", "dead")
+
+
+class _Counted(Collector):
+    """The last count. Not gauges: a queue that has gone is to go from these too, whichever process has counted it."""
+
+    def __init__(self) -> None:
+        self.by_queue: dict[str, Any] = {}
+
+    def describe(self) -> Iterable[Metric]:
+        """What there will be."""
+        return self._families()
+
+    def collect(self) -> Iterable[Metric]:
+        """Of a usual queue in which there is nothing, that is said."""
+        jobs, oldest = families = self._families()
+        for queue, row in self.by_queue.items():
+            for state in STATES:
+                jobs.add_metric([queue, state], getattr(row, state, 0))
+            oldest.add_metric([queue], max(0.0, float(getattr(row, "oldest", 0))))
+        return families
+
+    @staticmethod
+    def _families() -> tuple[GaugeMetricFamily, GaugeMetricFamily]:
+        return (
+            GaugeMetricFamily(
+                "slipway_jobs", "Jobs by state: queued (due), deferred, running, dead.", labels=["queue", "state"]
+            ),
+            GaugeMetricFamily(
+                "slipway_job_oldest_seconds", "For how long the oldest job of a queue has been due.", labels=["queue"]
+            ),
+        )
+
+
+_counted = _Counted()
+add_counted_elsewhere(_counted)
+
+
 async def count_jobs() -> None:
-    """Brings the gauges of what waits, runs or is dead up to date: the same in every process. One statement."""
+    """Brings the metrics of what waits, runs or is dead up to date: the same in every process. One statement."""
     async with reading() as db:
         rows = (await (await db.connection()).execute(_COUNT)).all()
-    by_queue = dict.fromkeys((DEFAULT_QUEUE, LONG_QUEUE)) | {row.queue: row for row in rows}
-    JOBS.clear()
-    OLDEST.clear()
-    for queue, row in by_queue.items():  # Of a usual queue in which there is nothing, that is said.
-        for state in ("queued", "deferred", "running", "dead"):
-            JOBS.labels(queue, state).set(getattr(row, state, 0))
-        OLDEST.labels(queue).set(max(0.0, float(getattr(row, "oldest", 0))))
+    _counted.by_queue = dict.fromkeys((DEFAULT_QUEUE, LONG_QUEUE)) | {row.queue: row for row in rows}

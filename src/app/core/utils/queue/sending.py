@@ -13,6 +13,7 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 
 from app.core.db.database import actions_after_commit, after_commit, reading
 from app.core.exceptions.http_exceptions import Conflict
+from app.core.tracing import current_traceparent
 from app.core.utils.queue.metrics import ENQUEUED
 from app.core.utils.queue.serialization import dumps, loads
 from app.core.utils.queue.table import DEFAULT_QUEUE, LONGEST_ID, LONGEST_KEY, LONGEST_NAME
@@ -61,8 +62,9 @@ _FREE_ID = text(
 _FORGET_EXPIRED = text("DELETE FROM job WHERE idempotency_key = :key AND expires_at < clock_timestamp()")
 _INSERT = text(
     "INSERT INTO job (id, queue, function, args, keywords, owner_id, idempotency_key, attempt,"
-    " created_at, run_after, start_before)"
+    " traceparent, created_at, run_after, start_before)"
     " SELECT :id, :queue, :function, CAST(:args AS json), CAST(:keywords AS json), :owner_id, :key, :attempt,"
+    " :traceparent,"
     " now, coalesce(CAST(:until AS timestamptz), now + CAST(:delay AS interval)), now + CAST(:expires AS interval)"
     " FROM (SELECT clock_timestamp() AS now) AS clock ON CONFLICT DO NOTHING RETURNING id, run_after"
 )
@@ -124,6 +126,7 @@ async def enqueue(
         "owner_id": _owner_id,
         "key": _at_most(LONGEST_KEY, _idempotency_key) if _idempotency_key is not None else None,
         "attempt": (_job_try or 1) - 1,
+        "traceparent": current_traceparent(),
         "until": _defer_until,
         "delay": _as_timedelta(_defer_by) or timedelta(),
         "expires": _as_timedelta(_expires),

@@ -14,6 +14,7 @@ LONG_QUEUE: Final = "arq:queue:long"
 LONGEST_ID: Final = 128
 LONGEST_NAME: Final = 128
 LONGEST_KEY: Final = 300
+LONGEST_TRACEPARENT: Final = 55
 
 
 class JobState(StrEnum):
@@ -61,6 +62,7 @@ class Job(SQLModel, table=True):
         lease_until: until when its worker has it, unless that renews it.
         expires_at: when the row goes, where its function says so; others go some days after their end.
         progress: what the job last said of itself: done, total, message.
+        traceparent: the span of whoever has enqueued it, as in W3C Trace Context, while that was traced.
     """
 
     __tablename__ = "job"
@@ -99,6 +101,7 @@ class Job(SQLModel, table=True):
     progress: dict[str, Any] | None = Field(default=None, sa_type=JSON)
     result: Any = Field(default=None, sa_type=JSON, nullable=True)
     error: str | None = Field(default=None, sa_type=Text)
+    traceparent: str | None = Field(default=None, max_length=LONGEST_TRACEPARENT)
 
     @property
     def status(self) -> JobStatus:

@@ -11,10 +11,14 @@ REQUESTS: Final = Counter(
     ["path", "result", "counted_in"],
 )
 IN_PROCESS: Final = Gauge(
-    "slipway_rate_limit_in_process", "1 while requests are counted in this process, since Redis/Valkey cannot."
+    "slipway_rate_limit_in_process",
+    "1 while requests are counted in this process, since Redis/Valkey cannot.",
+    multiprocess_mode="livemax",
 )
 PROCESSES: Final = Gauge(
-    "slipway_rate_limit_processes", "Processes that share the limits, as last heard: each has its part in an outage."
+    "slipway_rate_limit_processes",
+    "Processes that share the limits, as last heard: each has its part in an outage.",
+    multiprocess_mode="livemostrecent",
 )
 RULES_FAILED: Final = Counter("slipway_rate_limit_rules_failed", "Times that the rules could not be read.")
 

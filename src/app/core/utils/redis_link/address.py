@@ -91,13 +91,18 @@ def _host(text: str, usual_port: int) -> Host:
     return name, int(port)
 
 
-def connections_to(url: str, timeout: float) -> ConnectionPool:
-    """What makes connections to the server, or to whichever is the primary now. `timeout` is in seconds.
+def connections_to(url: str, timeout: float, **more: Any) -> ConnectionPool:
+    """What makes connections to the server, or to whichever is the primary now.
+
+    Args:
+        url: of one server, or of sentinels.
+        timeout: seconds for connecting.
+        more: further options, in redis-py's words. Those of the URL win.
 
     Raises: ValueError.
     """
     address = parse(url)
-    options: dict[str, Any] = {"socket_connect_timeout": timeout, **address.options}
+    options: dict[str, Any] = {"socket_connect_timeout": timeout, **more, **address.options}
     if address.kind != SENTINEL:
         return ConnectionPool(**options)
     theirs = {name.removeprefix("sentinel_"): options.pop(name) for name in _SENTINEL_OPTIONS if name in options}

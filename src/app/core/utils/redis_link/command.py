@@ -1,6 +1,7 @@
 """What can be asked over a link, and how that can fail."""
 
 import hashlib
+from collections.abc import Iterable
 from typing import Any
 
 Word = str | bytes | int | float
@@ -45,3 +46,8 @@ def words_of(command: Command, *, whole: bool = False) -> tuple[Any, ...]:
 def lacks_script(reply: object) -> bool:
     """Whether the server has lost the script, or never had it."""
     return isinstance(reply, Refused) and str(reply).startswith("NOSCRIPT")
+
+
+def first_error(outcomes: Iterable[object]) -> BaseException | None:
+    """With what the first that failed has failed."""
+    return next((outcome for outcome in outcomes if isinstance(outcome, BaseException)), None)

@@ -20,7 +20,17 @@ from redis.asyncio.sentinel import SentinelConnectionPool
 from redis.exceptions import RedisError
 
 from app.core.utils.redis_link.address import connections_to, forget_sentinels
-from app.core.utils.redis_link.command import Command, Keys, LinkDown, Refused, Script, Word, lacks_script, words_of
+from app.core.utils.redis_link.command import (
+    Command,
+    Keys,
+    LinkDown,
+    Refused,
+    Script,
+    Word,
+    first_error,
+    lacks_script,
+    words_of,
+)
 
 CONNECT_TIMEOUT: Final = 2.0  # seconds, handshake included
 FIRST_TRY: Final = 0.5  # seconds that a start waits for it
@@ -29,6 +39,9 @@ SECOND_LOOK: Final = 0.015  # seconds more, in which what has arrived meanwhile 
 HOPELESS: Final = 2.0  # seconds until a connection that hangs is given up for a new one
 PAUSE: Final = 0.25  # seconds before a link that came back is used again, or tried again
 LONGEST_PAUSE: Final = 0.5  # seconds between two tries: all processes are to be back within that time of each other
+ASK_SENTINELS: Final = 1.0  # seconds between two looks at who is the primary: the old one may not know for long
+
+Listener = Callable[[bool], None]
 
 log = structlog.stdlib.get_logger("slipway.redis")
 
@@ -60,9 +73,9 @@ class Link(asyncio.Protocol):
         self.name = name
         self.up = False
         self._pool = connections_to(server, CONNECT_TIMEOUT) if isinstance(server, str) else server
-        self._moves = isinstance(self._pool, SentinelConnectionPool)
+        self._sentinels = self._pool if isinstance(self._pool, SentinelConnectionPool) else None
         self._answer_timeout = answer_timeout
-        self._listeners: list[Callable[[bool], None]] = []
+        self._listeners: list[Listener] = []
         self._transport: asyncio.Transport | None = None
         self._reader = hiredis.Reader()
         self._pending: deque[_Call] = deque()
@@ -96,9 +109,17 @@ class Link(asyncio.Protocol):
             await asyncio.wait([self._keeper], timeout=CONNECT_TIMEOUT)
         self._abort("closed", expected=True)
 
-    def on_change(self, listener: Callable[[bool], None]) -> None:
-        """Has this called with True whenever the link comes up, and with False whenever it goes down."""
+    def on_change(self, listener: Listener, key: Word | None = None) -> None:
+        """Has this called with True whenever the link comes up, and with False whenever it goes down.
+
+        Between the two, it can have become a link to another server. `key` is of no account here, where all keys are at
+        one server (`ClusterLink.on_change`).
+        """
         self._listeners.append(listener)
+
+    async def parts(self, *, anew: bool = False) -> list["Link"]:
+        """The servers that hold keys: this one (`ClusterLink.parts`)."""
+        return [self]
 
     # ---- Commands ----
 
@@ -118,6 +139,10 @@ class Link(asyncio.Protocol):
         self._pending.append(call)
         return call.future
 
+    def ask(self, *words: Word) -> asyncio.Future[Any]:
+        """`send`, for a command whose second word is a key (`ClusterLink.ask`)."""
+        return self.send(*words)
+
     async def run(self, *commands: Command) -> list[Any]:
         """Sends these at once, to be done in this order; returns their replies.
 
@@ -125,14 +150,18 @@ class Link(asyncio.Protocol):
 
         Raises: LinkDown, Refused, whatever the first that failed has failed with.
         """
+        replies = await self.outcomes(*commands)
+        if (error := first_error(replies)) is not None:
+            raise error
+        return replies
+
+    async def outcomes(self, *commands: Command) -> list[Any]:
+        """The same; of what has failed, the error takes the place of the reply. Raises: LinkDown."""
         replies = await asyncio.gather(*(self.send(*words_of(command)) for command in commands), return_exceptions=True)
         lost = next((number for number, reply in enumerate(replies) if lacks_script(reply)), None)
         if lost is not None:
             again = (self.send(*words_of(command, whole=True)) for command in commands[lost:])
             replies[lost:] = await asyncio.gather(*again, return_exceptions=True)
-        for reply in replies:
-            if isinstance(reply, BaseException):
-                raise reply
         return replies
 
     async def call(self, script: Script, keys: Keys, *arguments: Word) -> Any:
@@ -169,7 +198,10 @@ class Link(asyncio.Protocol):
             return
         if self._hanging and not self._pending:
             self._hanging = False
-            self._later(PAUSE, self._come_up)
+            if self._sentinels:  # There can be another primary by now, which this one has not heard of.
+                self._abort("has hung")
+            else:
+                self._later(PAUSE, self._come_up)
 
     def _take(self, reply: Any) -> None:
         future = self._pending.popleft().future
@@ -177,7 +209,7 @@ class Link(asyncio.Protocol):
             return
         if isinstance(reply, hiredis.ReplyError):
             future.set_exception(Refused(str(reply)))
-            if self._moves and str(reply).startswith("READONLY"):  # They have made another one the primary.
+            if self._sentinels and str(reply).startswith("READONLY"):  # They have made another one the primary.
                 self._loop.call_soon(self._abort, "is a replica now", context=self._context)
         else:
             future.set_result(reply)
@@ -270,8 +302,27 @@ class Link(asyncio.Protocol):
             pause, failed = PAUSE, False
             self._come_up()
             self._first_try.set()
-            await self._lost.wait()
+            await self._until_lost()
             await asyncio.sleep(PAUSE * random.uniform(0.5, 1))  # noqa: S311 -- some servers take a connection to close it
+
+    async def _until_lost(self) -> None:
+        """Returns when the connection is lost, or given up: the sentinels name another server."""
+        while not self._lost.is_set():
+            with suppress(TimeoutError):
+                async with asyncio.timeout(ASK_SENTINELS if self._sentinels else None):
+                    await self._lost.wait()
+            if self._sentinels and not self._lost.is_set() and await self._is_another_primary(self._sentinels):
+                self._abort("is not the primary any more")
+                return
+
+    async def _is_another_primary(self, pool: SentinelConnectionPool) -> bool:
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT):
+                return bool(await pool.sentinel_manager.discover_master(pool.service_name) != self._server)
+        except (OSError, RedisError, TimeoutError):  # They do not know.
+            return False
+        finally:
+            await forget_sentinels(pool)
 
     async def _connect(self) -> None:
         """redis-py makes the connection: TLS, password, database. From then on it is ours."""
@@ -285,6 +336,7 @@ class Link(asyncio.Protocol):
             raise
         finally:
             await forget_sentinels(self._pool)
+        self._server = getattr(connection, "host", None), getattr(connection, "port", None)
         self._reader = hiredis.Reader()
         self._writer = connection._writer  # Kept, since it closes the transport when it is collected.
         self._transport = self._writer.transport

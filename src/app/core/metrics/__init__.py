@@ -13,6 +13,7 @@ from pydantic import SecretStr
 from starlette.responses import Response
 
 from app.core.exceptions.http_exceptions import Unauthorized
+from app.core.metrics.processes import registry
 
 PATH = "/metrics"
 
@@ -46,11 +47,13 @@ def add_metrics(
         return
 
     async def metrics(sent: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]) -> Response:
-        """What this process has counted since it started."""
+        """What has been counted since the start: by all processes behind this port, or by this one."""
         if token is not None and not _is_same(sent.credentials if sent else "", token):
             raise MetricsUnauthorized
         await asyncio.gather(*map(_up_to_date, counts))
-        return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST, headers={"Cache-Control": "no-store"})
+        return Response(
+            generate_latest(registry()), media_type=CONTENT_TYPE_LATEST, headers={"Cache-Control": "no-store"}
+        )
 
     app.add_api_route(PATH, metrics, include_in_schema=False)
 

@@ -1,0 +1,129 @@
+"""Connections to PostgreSQL: how they are made, and which of their errors say that it is away."""
+
+import asyncio
+from typing import Any
+from uuid import uuid4
+
+import asyncpg
+from sqlalchemy import URL, ExceptionContext, NullPool, event
+from sqlalchemy.exc import DisconnectionError
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+
+from app.core.config import PostgresSettings
+from app.core.exceptions.http_exceptions import ServiceUnavailable
+
+CONNECT_TIMEOUT = 3.0  # seconds
+COMMAND_TIMEOUT = 5.0  # seconds, for one statement: nobody who asked over HTTP waits longer
+POOL_TIMEOUT = 5.0  # seconds a request waits for a free connection
+
+# What a statement gets whose table was altered since it was prepared. The next one is prepared anew.
+_OUTDATED = "InvalidCachedStatementError"
+
+# SQLSTATE classes that say "not now" rather than "not like this": connection, transaction rollback (deadlock),
+# insufficient resources, operator intervention (shutdown, statement cancelled), lock not available.
+_TRANSIENT = ("08", "40", "53", "57", "55P03")
+
+_SHARED = "slipway_shared_connections"
+
+
+class DatabaseUnavailable(ServiceUnavailable):
+    text = "The database is not available. Try again shortly."
+
+
+def create_engine(
+    settings: PostgresSettings, pool_size: int, *, time_limit: bool = True, url: URL | None = None
+) -> AsyncEngine:
+    """An engine of so many connections, whose outages are `DatabaseUnavailable`. Connects only when first asked to.
+
+    Args:
+        settings: where the database is, and whether PgBouncer is in between.
+        pool_size: how many connections it may have.
+        time_limit: whether a statement may take `COMMAND_TIMEOUT` only; False where others see to it that it ends.
+        url: where it is, if not where the settings say.
+    """
+    engine = create_async_engine(
+        url or settings.postgres_url,
+        pool_size=pool_size,
+        max_overflow=0,
+        pool_timeout=POOL_TIMEOUT,
+        pool_recycle=1800,
+        hide_parameters=True,  # An error's text would carry them, e-mail addresses and hashes too, into the log.
+        execution_options={_SHARED: _are_shared(settings)},
+        connect_args={
+            "async_creator_fn": _connect,
+            "timeout": CONNECT_TIMEOUT,
+            "command_timeout": COMMAND_TIMEOUT if time_limit else None,
+            "server_settings": {"application_name": "slipway"},
+            **_for_shared(settings),
+        },
+    )
+    event.listen(engine.sync_engine, "handle_error", _raise_if_unavailable)
+    event.listen(engine.sync_engine, "checkout", _replace_if_closed)
+    return engine
+
+
+def create_migration_engine(settings: PostgresSettings, timeout: float) -> AsyncEngine:
+    """An engine for one connection, without a limit on what a statement takes. `timeout`: seconds to connect."""
+    return create_async_engine(
+        settings.postgres_url, poolclass=NullPool, connect_args={"timeout": timeout, **_for_shared(settings)}
+    )
+
+
+def shares_connections(engine: AsyncEngine) -> bool:
+    """Whether each transaction can have another connection of the server's, so that what belongs together is one."""
+    return bool(engine.get_execution_options().get(_SHARED))
+
+
+# ---- Behind PgBouncer, in transaction mode ----
+
+
+class _SharedConnection(asyncpg.Connection):  # type: ignore[misc]  # it ships no types
+    """Asks for what it does in two steps in a transaction: the second step could go to another connection."""
+
+    async def set_type_codec(self, *args: Any, **kwargs: Any) -> None:
+        """asyncpg's, which looks up the type."""
+        async with self.transaction():
+            await super().set_type_codec(*args, **kwargs)
+
+
+def _are_shared(settings: PostgresSettings) -> bool:
+    return settings.POSTGRES_POOL_MODE == "transaction"
+
+
+def _for_shared(settings: PostgresSettings) -> dict[str, Any]:
+    """A prepared statement belongs to the server's connection: it is not kept, and nobody else has its name."""
+    if not _are_shared(settings):
+        return {}
+    return {
+        "connection_class": _SharedConnection,
+        "statement_cache_size": 0,
+        "prepared_statement_cache_size": 0,
+        "prepared_statement_name_func": lambda: f"slipway_{uuid4().hex}",
+    }
+
+
+# ---- Outages ----
+
+
+def _raise_if_unavailable(context: ExceptionContext) -> None:
+    error = context.original_exception
+    if isinstance(error, asyncio.CancelledError):
+        return  # By a time limit, or since nobody waits any more. SQLAlchemy takes it for a lost connection.
+    state = getattr(error, "sqlstate", None) or ""
+    transient = state.startswith(_TRANSIENT) or type(error).__name__ == _OUTDATED
+    if context.is_disconnect or isinstance(error, TimeoutError) or transient:
+        raise DatabaseUnavailable from error
+
+
+def _replace_if_closed(connection: Any, *_: object) -> None:
+    # The server has closed it while it was idle. asyncpg knows, so asking costs nothing.
+    if connection.driver_connection.is_closed():
+        raise DisconnectionError
+
+
+async def _connect(*args: Any, **kwargs: Any) -> asyncpg.Connection:
+    # SQLAlchemy passes on what asyncpg raises here as it is: socket errors, a server that is starting up, ...
+    try:
+        return await asyncpg.connect(*args, **kwargs)
+    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        raise DatabaseUnavailable from error

@@ -1,0 +1,119 @@
+"""What PostgreSQL says about itself."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from typing import Final
+
+from sqlalchemy import URL, text
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from app.core.config import PostgresSettings
+from app.core.db.engine import create_engine
+from app.core.doctor.clock import Clock, read_clock
+from app.core.settings.weaknesses import is_this_machine
+
+CLOSE_SECONDS: Final = 0.5  # that saying goodbye may take
+
+# Of others' connections an ordinary user sees hardly more than whose they are: ours are known by their name.
+_FACTS: Final = text(
+    "SELECT CAST(current_setting('server_version_num') AS int) AS version,"
+    " current_setting('server_version') AS version_name, pg_encoding_to_char(encoding) AS encoding,"
+    " rolsuper AS is_superuser, pg_is_in_recovery() AS is_replica,"
+    " current_setting('transaction_read_only') = 'on' AS is_read_only,"
+    " CAST(current_setting('max_connections') AS int) AS max_connections,"
+    " CAST(current_setting('superuser_reserved_connections') AS int)"
+    " + CAST(coalesce(current_setting('reserved_connections', true), '0') AS int) AS reserved,"
+    " nullif(rolconnlimit, -1) AS role_limit, nullif(datconnlimit, -1) AS database_limit,"
+    " (SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()) AS is_encrypted,"
+    " (SELECT count(*) FROM pg_stat_activity WHERE datid IS NOT NULL AND usesysid IS NOT NULL"
+    " AND application_name IS DISTINCT FROM 'slipway') AS others,"
+    " extract(epoch FROM now() - pg_last_xact_replay_timestamp()) AS lag,"
+    " pg_last_wal_receive_lsn() = pg_last_wal_replay_lsn() AS is_in_step"
+    " FROM pg_database, pg_roles WHERE datname = current_database() AND rolname = current_user"
+)
+_CLUSTER: Final = text("SELECT system_identifier FROM pg_control_system()")
+
+
+@dataclass(frozen=True, slots=True)
+class DatabaseFacts:
+    """What one server says. Limits are numbers of connections, None where there is none.
+
+    Attributes:
+        address: host, port and name.
+        others: connections that are not ours.
+        lag: seconds since the last transaction that a replica has taken over; None at a primary.
+        is_in_step: whether a replica has all that it was sent; None at a primary.
+        cluster: the number that a primary shares with its replicas and nobody else; None where it is not told.
+    """
+
+    address: str
+    is_local: bool
+    version: int
+    version_name: str
+    encoding: str
+    is_superuser: bool
+    is_replica: bool
+    is_read_only: bool
+    max_connections: int
+    reserved: int
+    role_limit: int | None
+    database_limit: int | None
+    is_encrypted: bool
+    others: int
+    lag: float | None
+    is_in_step: bool | None
+    cluster: int | None
+    clock: Clock
+
+    @property
+    def room(self) -> int:
+        """The connections that this user can have at most, when nobody else has any."""
+        limits = (self.max_connections - self.reserved, self.role_limit, self.database_limit)
+        return min(limit for limit in limits if limit is not None)
+
+
+@asynccontextmanager
+async def connected(settings: PostgresSettings, url: URL | None = None) -> AsyncIterator[AsyncConnection]:
+    """One connection, to a replica if its URL is given. Raises: DatabaseUnavailable."""
+    engine = create_engine(settings, pool_size=1, url=url)
+    try:
+        async with engine.connect() as connection:
+            yield connection
+    finally:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(CLOSE_SECONDS):
+                await engine.dispose()
+
+
+async def ask(settings: PostgresSettings, url: URL | None = None) -> DatabaseFacts:
+    """The facts about the primary, or about what the URL names. Raises: DatabaseUnavailable."""
+    async with connected(settings, url) as connection:
+        facts = (await connection.execute(_FACTS)).one()._asdict()
+        clock = await read_clock(lambda: _now(connection))
+        where = url or settings.postgres_url
+        return DatabaseFacts(
+            address=address_of(where),
+            is_local=is_this_machine(where.host),
+            clock=clock,
+            cluster=await _cluster(connection),
+            **facts | {"lag": None if facts["lag"] is None else float(facts["lag"])},
+        )
+
+
+def address_of(url: URL) -> str:
+    """Where it is, without user and password."""
+    return f"{url.host or 'the local socket'}:{url.port or 5432}/{url.database}"
+
+
+async def _now(connection: AsyncConnection) -> float:
+    return float((await connection.execute(text("SELECT extract(epoch FROM clock_timestamp())"))).scalar_one())
+
+
+async def _cluster(connection: AsyncConnection) -> int | None:
+    try:
+        return int((await connection.execute(_CLUSTER)).scalar_one())
+    except DBAPIError:  # Managed services may keep it to themselves.
+        return None

@@ -1,0 +1,188 @@
+"""The compose files, before and after every switch that the founding document describes."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app.core.config import Settings
+from tests.deploy.files import (
+    COMPOSE,
+    COMPOSE_PROD,
+    FIRST_SUPERUSER,
+    FIRST_TIER,
+    WITH_NGINX,
+    commented,
+    services,
+    uncommented,
+    with_lines_uncommented,
+    words_of,
+)
+from tests.processes import ROOT
+
+ONE_SHOT = {"migrate", "create_superuser", "create_tier"}
+KNOWN = set(Settings.model_fields) | {"EMBEDDED_SERVICES", "WEB_CONCURRENCY"}
+POSTGRES_OWN = {"POSTGRES_USER", "POSTGRES_PASSWORD", "POSTGRES_DB"}
+UVICORN = "command: uvicorn"
+GUNICORN = "command: gunicorn"
+
+
+def text() -> str:
+    return COMPOSE.read_text()
+
+
+def with_everything() -> str:
+    """All blocks that can be uncommented, uncommented."""
+    changed = text()
+    for marker in (WITH_NGINX, FIRST_SUPERUSER, FIRST_TIER):
+        changed = uncommented(changed, marker)
+    return changed
+
+
+ALL = pytest.mark.parametrize(
+    "compose", [text(), with_everything(), COMPOSE_PROD.read_text()], ids=["as it is", "with everything", "production"]
+)
+
+
+@ALL
+def test_every_service_is_looked_after(compose: str) -> None:
+    for name, service in services(compose).items():
+        if name in ONE_SHOT:
+            assert service["restart"] == "no", name
+            assert "command" in service
+            continue
+        assert service["restart"] == "unless-stopped", name
+        is_server = "build" in service and "worker" not in name
+        assert is_server or "healthcheck" in service, name  # A server has the image's.
+
+
+@ALL
+def test_every_variable_means_something(compose: str) -> None:
+    for name, service in services(compose).items():
+        known = KNOWN if "build" in service else POSTGRES_OWN if name == "db" else {"PASSWORD"}
+        assert set(service.get("environment", {})) <= known, name
+
+
+@ALL
+def test_there_is_no_secret(compose: str) -> None:
+    for name, service in services(compose).items():
+        for variable, value in service.get("environment", {}).items():
+            if re.search("PASSWORD|SECRET|TOKEN", variable):
+                assert re.fullmatch(r"\$\{\w+:\?\}", value), (name, variable)
+            assert not re.search(r"://[^$]*:[^$@{]+@", value), (name, variable)
+
+
+@ALL
+def test_every_image_says_which_version(compose: str) -> None:
+    for name, service in services(compose).items():
+        tag = service["image"].partition(":")[2]
+        assert tag not in {"", "latest"}, name
+
+
+@ALL
+def test_what_is_waited_for_exists_and_says_when_it_is_ready(compose: str) -> None:
+    found = services(compose)
+    for name, service in found.items():
+        waits = service.get("depends_on", {})
+        for other, how in waits.items() if isinstance(waits, dict) else ():
+            expected = "service_completed_successfully" if other in ONE_SHOT else "service_healthy"
+            assert how["condition"] == expected, (name, other)
+            assert other in found
+        if "build" in service and name != "migrate":
+            assert "migrate" in waits, name
+
+
+@ALL
+def test_what_is_mounted_exists(compose: str) -> None:
+    for service in services(compose).values():
+        for mount in service.get("volumes", ()):
+            if mount.startswith("."):
+                assert (ROOT / mount.partition(":")[0]).exists(), mount
+
+
+def test_workers_are_there_for_both_queues() -> None:
+    for path in (COMPOSE, COMPOSE_PROD):
+        commands = " ".join(str(service.get("command")) for service in services(path).values())
+        for worker in ("WorkerSettings", "LongWorkerSettings"):
+            assert f"arq src.app.core.worker.settings.{worker}" in commands
+
+
+# ---- The switches ----
+
+
+def web(compose: str) -> dict[str, Any]:
+    found: dict[str, Any] = services(compose)["web"]
+    return found
+
+
+def test_gunicorn_instead_of_uvicorn() -> None:
+    assert web(text())["command"] == "uvicorn app.main:app --host 0.0.0.0 --port 8000 --reload"
+    changed = with_lines_uncommented(commented(text(), UVICORN), GUNICORN)
+    assert web(changed)["command"] == "gunicorn app.main:app -w 4 -k uvicorn.workers.UvicornWorker -b 0.0.0.0:8000"
+    back = with_lines_uncommented(commented(changed, GUNICORN), UVICORN)
+    assert back == text()
+
+
+def test_nginx() -> None:
+    assert "nginx" not in services(text())
+    changed = uncommented(commented(text(), UVICORN, "ports:", '- "127.0.0.1:8000:8000"'), WITH_NGINX)
+    changed = with_lines_uncommented(changed, "expose:", '  - "8000"')
+    nginx = services(changed)["nginx"]
+    assert nginx["ports"] == ["80:80"]
+    assert nginx["volumes"] == ["./default.conf:/etc/nginx/conf.d/default.conf:ro"]
+    assert nginx["depends_on"] == ["web"]
+    assert "command" not in web(changed)  # The Dockerfile's is in force.
+    assert "ports" not in web(changed)
+    assert web(changed)["expose"] == ["8000"]
+    # What nginx says about a caller is believed, and what nobody else does.
+    assert nginx["networks"]["default"]["ipv4_address"] == web(changed)["environment"]["TRUSTED_PROXIES"]
+
+
+@pytest.mark.parametrize(
+    ("marker", "name", "script"),
+    [
+        (FIRST_SUPERUSER, "create_superuser", "create_first_superuser"),
+        (FIRST_TIER, "create_tier", "create_first_tier"),
+    ],
+)
+def test_first_superuser_and_tier(marker: str, name: str, script: str) -> None:
+    assert name not in services(text())
+    found = services(uncommented(text(), marker))
+    assert words_of(found[name]["command"]) == ["python", "-m", f"src.scripts.{script}"]
+    assert set(found) == set(services(text())) | {name}
+
+
+# ---- Production ----
+
+
+def test_production_is_closed() -> None:
+    found = services(COMPOSE_PROD)
+    published = {name for name, service in found.items() if "ports" in service}
+    assert published == {"nginx"}
+    for name, service in found.items():
+        assert service["read_only"] is True, name
+        assert service["cap_drop"] == ["ALL"], name
+        assert service["security_opt"] == ["no-new-privileges:true"], name
+        assert service["logging"]["options"]["max-size"], name
+        assert "build" in service or service["user"].split(":")[0] not in {"", "0"}, name
+        assert name == "migrate" or service["deploy"]["resources"]["limits"], name
+    for name in ("db", "cache", "limits", "queue"):
+        assert found[name]["networks"] == ["inside"]
+    for name in ("fastapi1", "fastapi2"):
+        environment = found[name]["environment"]
+        assert environment["ENVIRONMENT"] == "production"
+        assert environment["TRUSTED_PROXIES"] == found["nginx"]["networks"]["edge"]["ipv4_address"]
+        assert environment["SHUTDOWN_DELAY_SECONDS"] == "5"
+
+
+def test_production_has_an_example_of_what_it_needs(tmp_path: Path) -> None:
+    example = (ROOT / "deploy/env.prod.example").read_text()
+    given = dict(line.split("=", 1) for line in example.splitlines() if re.match(r"\w+=", line))
+    compose = COMPOSE_PROD.read_text()
+    assert set(re.findall(r"\$\{(\w+):\?\}", compose)) <= set(given)
+    named = set(given) - {"REDIS_CACHE_PASSWORD", "REDIS_RATE_LIMIT_PASSWORD", "REDIS_QUEUE_PASSWORD"}
+    assert named <= KNOWN
+    assert not [
+        name for name in given if re.search("PASSWORD|SECRET|TOKEN", name) and given[name] and "URL" not in name
+    ]

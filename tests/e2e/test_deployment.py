@@ -1,0 +1,185 @@
+"""Two servers behind nginx with this repository's `default.conf`, at 200 requests per second, while things are killed.
+
+Servers, nginx and commands are the real ones. What is asked is what people ask: who am I, what is cached, a list; and
+one in ten is a POST that writes down a job, whose row tells how often it was done.
+"""
+
+import asyncio
+import signal
+import subprocess
+import time
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import ExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from itertools import count
+from types import TracebackType
+from typing import Self
+
+import httpx2
+import pytest
+
+from app.core.config import Settings
+from scripts.embedded import free_port
+from tests.conftest import connect, opened_session
+from tests.helper import create_rate_limit, create_tier, create_user, signed_in
+from tests.nginx import nginx_with
+from tests.processes import IN_FULL, ROOT, process, wait_for_answer
+
+pytestmark = pytest.mark.anyio
+
+RATE = 200  # requests per second
+ROLLING = 10_000 if IN_FULL else 2_400  # requests, during which both servers are restarted
+COMMAND = "uvicorn app.main:app --port {port} --no-proxy-headers --timeout-graceful-shutdown 20"
+GRACE = 30.0  # seconds
+DELAY = 1  # SHUTDOWN_DELAY_SECONDS
+
+
+class Server:
+    """One of ours: can be killed and started again, at the same address."""
+
+    def __init__(self) -> None:
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self._stack = ExitStack()
+        self.process: subprocess.Popen[bytes]
+
+    async def start(self) -> None:
+        """Returns when it answers."""
+        self.process = self._stack.enter_context(process(*COMMAND.format(port=self.port).split(), cwd=ROOT / "src"))
+        await asyncio.to_thread(wait_for_answer, f"{self.url}/api/v1/ready", self.process)
+
+    async def end(self, how: signal.Signals) -> int:
+        """Its exit code."""
+        self.process.send_signal(how)
+        async with asyncio.timeout(GRACE):
+            return await asyncio.to_thread(self.process.wait)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: type[BaseException] | BaseException | TracebackType | None) -> None:
+        self._stack.close()
+
+
+@dataclass
+class Load:
+    """Asks at a steady pace, whatever becomes of the answers.
+
+    Attributes:
+        wrong: method and what came instead of an answer, of those that failed.
+        accepted: the messages of the POSTs that were answered with 201.
+    """
+
+    client: httpx2.AsyncClient
+    headers: dict[str, str]
+    wrong: Counter[tuple[str, str]] = field(default_factory=Counter)
+    accepted: list[str] = field(default_factory=list)
+    asked: int = 0
+    _numbers: "count[int]" = field(default_factory=count)
+
+    async def run(self, requests: int) -> None:
+        """So many, at `RATE`."""
+        began = time.perf_counter()
+        async with asyncio.TaskGroup() as tasks:
+            for number in range(requests):
+                await asyncio.sleep(began + number / RATE - time.perf_counter())
+                tasks.create_task(self._ask(next(self._numbers)))
+
+    async def _ask(self, number: int) -> None:
+        self.asked += 1
+        if number % 10 == 0:
+            await self._post(f"message {number}")
+        else:
+            await self._get(("user/me/", "tiers", "users")[number % 3])
+
+    async def _get(self, path: str) -> None:
+        try:
+            answer = await self.client.get(path, headers=self.headers)
+        except httpx2.TransportError as error:
+            self.wrong["GET", repr(error)] += 1
+        else:
+            if answer.status_code != 200:
+                self.wrong["GET", f"{answer.status_code} {answer.text}"] += 1
+
+    async def _post(self, message: str) -> None:
+        try:
+            answer = await self.client.post("tasks/task", params={"message": message}, headers=self.headers)
+        except httpx2.TransportError as error:
+            self.wrong["POST", repr(error)] += 1
+            return
+        if answer.status_code == 201:
+            self.accepted.append(message)
+        else:
+            self.wrong["POST", f"{answer.status_code} {answer.text}"] += 1
+
+
+@asynccontextmanager
+async def deployment(settings: Settings) -> AsyncIterator[tuple[list[Server], Load]]:
+    """Two servers, nginx before them, and somebody who may ask as much as they like."""
+    async with opened_session(settings) as db:
+        tier = await create_tier(db, "unlimited")
+        await create_rate_limit(db, tier, limit=1_000_000)
+        headers = signed_in(await create_user(db, tier_id=tier.id), settings)
+    with Server() as one, Server() as two:
+        await asyncio.gather(one.start(), two.start())
+        names = {"fastapi1:8000": one.url, "fastapi2:8000": two.url}
+        with nginx_with(many_servers(), names) as nginx:
+            limits = httpx2.Limits(max_connections=100, max_keepalive_connections=100)
+            async with httpx2.AsyncClient(base_url=f"{nginx.url}/api/v1/", limits=limits, timeout=30) as client:
+                yield [one, two], Load(client, headers)
+
+
+def many_servers() -> str:
+    """`default.conf` as its users change it: the part for one server is a comment, the one for several is none."""
+    common, rest = (ROOT / "default.conf").read_text().split("# ---------------- Running With One Server")
+    many = rest.split("Uncomment below ----------------\n")[1]
+    return common + "\n".join(line.removeprefix("# ").removeprefix("#") for line in many.splitlines())
+
+
+async def times_done(database: str) -> Counter[str]:
+    """How often each message's job was written down."""
+    db = await connect(database)
+    rows = await db.fetch("SELECT args ->> 0 AS message, count(*) AS times FROM job GROUP BY 1")
+    await db.close()
+    return Counter({row["message"]: row["times"] for row in rows})
+
+
+@pytest.fixture(autouse=True)
+def serve_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SHUTDOWN_DELAY_SECONDS", str(DELAY))
+    monkeypatch.setenv("TRUSTED_PROXIES", "127.0.0.1")
+
+
+async def test_a_server_is_killed(settings: Settings, database: str) -> None:
+    async with deployment(settings) as ((one, two), load):
+        asking = asyncio.create_task(load.run(6 * RATE))
+        await asyncio.sleep(1.5)
+        await one.end(signal.SIGKILL)
+        await asyncio.sleep(1.5)
+        await one.start()
+        await asyncio.sleep(1)
+        await two.end(signal.SIGKILL)
+        await asking
+        assert not {what: times for what, times in load.wrong.items() if what[0] == "GET"}
+        done = await times_done(database)
+        assert set(done.values()) == {1}, "a POST was repeated"
+        assert set(load.accepted) <= set(done)
+        # What was answered with an error: a handful that were on their way at two moments.
+        assert sum(load.wrong.values()) <= load.asked // 100
+
+
+async def test_a_rolling_restart_is_not_noticed(settings: Settings, database: str) -> None:
+    async with deployment(settings) as (servers, load):
+        asking = asyncio.create_task(load.run(ROLLING))
+        pause = (ROLLING / RATE - 10) / 3
+        for server in servers:
+            await asyncio.sleep(max(pause, 0.5))
+            assert await server.end(signal.SIGTERM) == 0
+            await server.start()
+        assert not asking.done(), "it was during the requests"
+        await asking
+        assert load.wrong == Counter()
+        assert load.asked == ROLLING
+        assert await times_done(database) == Counter(load.accepted)
+        assert len(load.accepted) == ROLLING // 10
