@@ -76,6 +76,12 @@ if not _folder or (Path(_folder).name.startswith("slipway-metrics-") and not Pat
     atexit.register(_remove, _folder, os.getpid())
 
 
+def when_ready(server: Any) -> None:
+    """With `--preload` the master has the app loaded, and serves nobody: its gauges are not among the workers'."""
+    for file in Path(_folder).glob(f"gauge_live*_{os.getpid()}.db"):
+        file.unlink()
+
+
 def post_worker_init(worker: Any) -> None:
     """Tells uvicorn what its worker class has no setting for. Both classes keep uvicorn's configuration there."""
     uvicorn = worker.config

@@ -40,6 +40,9 @@ from app.core.config import Settings, get_settings
 from app.core.db.database import async_get_db, close_database, open_database
 from app.core.setup import create_application
 from scripts.embedded import Postgres, Valkey, free_port, scratch_folder
+from tests.processes import IN_FULL
+
+pytest_plugins = ["tests.canaries"]
 
 # The app is a quarter of a million objects that stay: the collector would look through them again and again.
 gc.set_threshold(200_000, 20, 100)
@@ -181,7 +184,19 @@ def cloned_database(execute: Execute, monkeypatch: pytest.MonkeyPatch, template:
     get_settings.cache_clear()
     yield name
     get_settings.cache_clear()
+    if IN_FULL:
+        asyncio.run(_look_at_jobs(name))
     _drop(execute, name)
+
+
+async def _look_at_jobs(database: str) -> None:
+    from tests.canaries import refuse_secrets_in_jobs  # pytest imports its plugins itself
+
+    connection = await connect(database)
+    try:
+        await refuse_secrets_in_jobs(connection)
+    finally:
+        await connection.close()
 
 
 def _drop(execute: Execute, name: str) -> None:

@@ -81,6 +81,16 @@ class Nginx:
         """The access log's lines, one per request that is over. Raises: ValueError for a line that is no JSON."""
         return [json.loads(line) for line in (self.folder / "access.log").read_text().splitlines()]
 
+    def logged(self, request_id: str) -> dict[str, Any]:
+        """The access log's line of a request, which may be written a moment after its answer has arrived."""
+        deadline = time.monotonic() + START_SECONDS
+        while time.monotonic() < deadline:
+            for line in self.log():
+                if line["request_id"] == request_id:
+                    return line
+            time.sleep(0.01)
+        raise AssertionError(f"nothing is logged about {request_id}")
+
 
 @contextmanager
 def nginx_before(*servers: str, location: str = CACHING) -> Iterator[str]:

@@ -19,7 +19,6 @@ from app.core.config import AppSettings, EnvironmentSettings, MetricsSettings, P
 from app.core.db.database import close_database, open_database
 from app.core.metrics import pools
 from app.core.setup import create_application
-from scripts.embedded import Valkey
 from tests.conftest import client_of
 from tests.helper import create_user, signed_in
 from tests.processes import ROOT, running_api
@@ -234,18 +233,31 @@ def test_queues_that_are_gone_are_not_told_of_any_more(settings: Settings) -> No
     assert alone.splitlines() == [repr(expected), "[]"]
 
 
-async def test_gunicorns_workers_are_counted_together_and_a_killed_ones_counts_stay(
-    settings: Settings, valkey: Valkey, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+GUNICORN = "gunicorn app.main:app -c gunicorn.conf.py -w 2 -k uvicorn_worker.UvicornWorker -b 127.0.0.1:{port}"
+UVICORN = "uvicorn app.main:app --workers 2 --port {port} --log-level warning"
+
+
+@pytest.mark.parametrize("command", [GUNICORN, UVICORN], ids=["gunicorn", "uvicorn"])
+async def test_workers_are_counted_together_and_a_killed_ones_counts_stay(
+    command: str, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
-    command = ("gunicorn", "app.main:app", "-c", "gunicorn.conf.py", "-w", "2", "-k", "uvicorn_worker.UvicornWorker")
-    with running_api(*command, "-b", "127.0.0.1:{port}", cwd=ROOT / "src") as url:
+    if command is GUNICORN:
+        monkeypatch.setenv("TMPDIR", str(tmp_path))  # It makes a folder there.
+    else:
+        (tmp_path / "slipway-metrics-").mkdir()
+        monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path / "slipway-metrics-"))
+    with running_api(*command.split(), cwd=ROOT / "src") as url:
 
         async def ask(path: str) -> httpx2.Response:
             async with httpx2.AsyncClient(base_url=url) as other:  # On another connection, which any of them may take.
                 answer = await other.get(path)
             assert answer.status_code == 200
             return answer
+
+        async def until_all_have_their_cache() -> None:
+            async with asyncio.timeout(20):
+                while value(samples_of((await ask("/metrics")).text), "slipway_cache_up") != 1:  # noqa: ASYNC110 -- others'
+                    await asyncio.sleep(0.1)
 
         async def counted() -> float:
             found = samples_of((await ask("/metrics")).text)
@@ -261,8 +273,10 @@ async def test_gunicorns_workers_are_counted_together_and_a_killed_ones_counts_s
                 await ask("/metrics")
                 await asyncio.sleep(0.1)
         assert second in now
+        await until_all_have_their_cache()
         assert {await counted() for _ in range(10)} == {40.0}
-    assert counting_in(tmp_path) == []
+    if command is GUNICORN:
+        assert counting_in(tmp_path) == []
 
 
 def counting_in(folder: Path) -> list[int]:

@@ -1,1 +1,1 @@
-"""What is deployed: the image, the compose files, nginx's files and Kubernetes' manifests, without any of those engines."""
+"""What is deployed: the image, compose, nginx and Kubernetes files, without any of those engines but nginx."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml  # type: ignore[import-untyped] -- it ships no types, and is here for uvicorn's sake
+import yaml
 
 from tests.processes import ROOT
 

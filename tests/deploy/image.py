@@ -11,6 +11,8 @@ from pathlib import Path
 from tests.deploy.files import DOCKERFILE
 from tests.processes import BIN, ROOT
 
+EVERYWHERE = "0.0.0.0"  # noqa: S104 -- what containers listen on, to be replaced
+
 
 @dataclass(frozen=True, slots=True)
 class Image:
@@ -49,7 +51,7 @@ def image_in(folder: Path, dockerfile: str | None = None) -> Image:
         if name == "COPY" and not argument.startswith("--from="):
             source, target = argument.split()
             shutil.copytree(ROOT / source, workdir / target, ignore=_left_out(), dirs_exist_ok=True)
-    environment = {}
+    environment: dict[str, str] = {}
     for name, argument in found:
         if name == "ENV":
             environment |= dict(word.split("=", 1) for word in shlex.split(argument))

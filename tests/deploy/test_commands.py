@@ -30,7 +30,7 @@ from tests.deploy.files import (
     uncommented,
     words_of,
 )
-from tests.deploy.image import Image
+from tests.deploy.image import EVERYWHERE, Image
 from tests.processes import BIN, START_SECONDS, process, running_api, wait_for_answer, wait_for_worker
 
 REDIS_CLI = shutil.which("valkey-cli") or shutil.which("redis-cli")
@@ -64,7 +64,7 @@ def test_none_is_left_out() -> None:
     tried = {"uvicorn", "gunicorn", "arq", "alembic", "python", "sh", "valkey-server", "postgres"}
     for name, service in all_services().items():
         assert "command" not in service or words_of(service["command"])[0] in tried, name
-        assert "command" in service or name == "production:nginx", name
+        assert "command" in service or name in {"compose:db", "production:nginx"}, name
 
 
 @pytest.mark.parametrize("words", commands("uvicorn", "gunicorn"), ids=by_words)
@@ -73,7 +73,7 @@ def test_servers(settings: Settings, image: Image, monkeypatch: pytest.MonkeyPat
     if is_production:
         monkeypatch.setenv("ENVIRONMENT", "production")
         monkeypatch.setenv("WEB_CONCURRENCY", "2" if words[0] == "gunicorn" else "1")
-    local = [word.replace("0.0.0.0", "127.0.0.1").replace("8000", "{port}") for word in words]
+    local = [word.replace(EVERYWHERE, "127.0.0.1").replace("8000", "{port}") for word in words]
     with running_api(*local, cwd=image.workdir) as url:
         assert httpx2.get(f"{url}/api/v1/ready").json()["status"] == "ready"
         assert httpx2.get(f"{url}/docs").status_code == (404 if is_production else 200)
@@ -83,7 +83,7 @@ def test_servers(settings: Settings, image: Image, monkeypatch: pytest.MonkeyPat
 def test_workers(
     settings: Settings, image: Image, valkey: Valkey, monkeypatch: pytest.MonkeyPatch, words: list[str]
 ) -> None:
-    """And what asks whether they live says so, and says so no more after their end."""
+    """And what asks whether they live says so."""
     port = free_port()
     monkeypatch.setenv("WORKER_METRICS_PORT", str(port))
     checks = [
@@ -99,7 +99,8 @@ def test_workers(
         for check in checks:
             assert run(check, image.workdir).returncode == 0, check
     assert worker.returncode == 0
-    assert {run(check, image.workdir).returncode for check in checks} == {1}
+    # `arq --check` asks whether any worker of the queue has been there lately.
+    assert [run(check, image.workdir).returncode for check in checks if check[0] == "python"] == [1]
 
 
 @pytest.mark.parametrize("words", commands("alembic"), ids=by_words)

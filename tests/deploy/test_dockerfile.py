@@ -2,6 +2,7 @@
 
 import re
 import subprocess
+from pathlib import Path
 
 import httpx2
 import pytest
@@ -9,12 +10,12 @@ from uvicorn.main import main as uvicorn_command
 
 from app.core.config import Settings
 from tests.deploy.files import DOCKERFILE, commented, with_lines_uncommented
-from tests.deploy.image import Image, instructions
+from tests.deploy.image import EVERYWHERE, Image, image_in, instructions
 from tests.processes import BIN, ROOT, running_api
 
 PYTHONS = {"PATH", "PYTHONPATH", "PYTHONUNBUFFERED", "PYTHONDONTWRITEBYTECODE", "GUNICORN_CMD_ARGS"}
-GUNICORN = ["gunicorn", "app.main:app", "-w", "4", "-k", "uvicorn.workers.UvicornWorker", "-b", "0.0.0.0:8000"]
-UVICORN = ["uvicorn", "app.main:app", "--host", "0.0.0.0", "--port", "8000", "--reload"]
+GUNICORN = ["gunicorn", "app.main:app", "-w", "4", "-k", "uvicorn.workers.UvicornWorker", "-b", f"{EVERYWHERE}:8000"]
+UVICORN = ["uvicorn", "app.main:app", "--host", EVERYWHERE, "--port", "8000", "--reload"]
 
 
 def with_gunicorn() -> str:
@@ -44,13 +45,13 @@ def test_the_last_stage_has_nothing_but_the_locked_packages_and_the_code() -> No
     assert (ROOT / "requirements.txt").exists()
 
 
-def test_it_takes_no_secret_along(image: Image) -> None:
+def test_it_takes_no_secret_along(tmp_path: Path) -> None:
     """Not even from a developer's folder: `.dockerignore` lets in what is copied, less what git leaves out."""
-    names = {path.name for path in image.workdir.rglob("*")}
+    names = {path.name for path in image_in(tmp_path).workdir.rglob("*")}
     assert {"src", "main.py", "gunicorn.conf.py", "alembic.ini"} <= names
     assert not {name for name in names if name.startswith(".env") or name.endswith((".pyc", ".log"))}
     lines = (ROOT / ".dockerignore").read_text().splitlines()
-    assert [line for line in lines if line and not line.startswith("#")][0] == "*"
+    assert next(line for line in lines if not line.startswith("#")) == "*"
     environment = " ".join(
         argument for name, argument in instructions(DOCKERFILE.read_text()) if name in {"ENV", "ARG"}
     )
@@ -72,7 +73,8 @@ def test_its_commands_serve(
     settings: Settings, image: Image, monkeypatch: pytest.MonkeyPatch, command: list[str]
 ) -> None:
     """And its health check agrees, and neither tells which server it is nor believes a proxy by itself."""
-    words = [word.replace("0.0.0.0", "127.0.0.1").replace("8000", "{port}") for word in command]
+    few = [word if word != "4" else "2" for word in command]  # tests/e2e/test_founding_commands.py has all four workers
+    words = [word.replace(EVERYWHERE, "127.0.0.1").replace("8000", "{port}") for word in few]
     with running_api(*words, cwd=image.workdir) as url:
         answer = httpx2.get(f"{url}/api/v1/ready")
         assert (answer.status_code, answer.json()["status"]) == (200, "ready")
@@ -81,6 +83,16 @@ def test_its_commands_serve(
         assert url in check[-1]
         assert subprocess.run([BIN / check[0], *check[1:]], check=False).returncode == 0
     assert subprocess.run([BIN / check[0], *check[1:]], check=False, capture_output=True).returncode == 1
+
+
+def test_uvicorn_believes_nobody(image: Image, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command says nothing about it, and the environment may even tell it to."""
+    monkeypatch.setenv("FORWARDED_ALLOW_IPS", "*")
+    monkeypatch.setenv("PYTHONPATH", f"{image.environment['PYTHONPATH']}:{ROOT}")
+    command = ("uvicorn", "tests.deploy.echo_app:app", "--port", "{port}")
+    with running_api(*command, cwd=image.workdir) as url:
+        told = httpx2.get(url, headers={"X-Forwarded-For": "203.0.113.9", "X-Forwarded-Proto": "https"}).json()
+    assert (told["client"][0], told["scheme"]) == ("127.0.0.1", "http")
 
 
 @pytest.mark.parametrize("first", ["app.core.config", "src.app.core.config"])

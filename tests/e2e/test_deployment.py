@@ -1,7 +1,7 @@
 """Two servers behind nginx with this repository's `default.conf`, at 200 requests per second, while things are killed.
 
-Servers, nginx and commands are the real ones. What is asked is what people ask: who am I, what is cached, a list; and
-one in ten is a POST that writes down a job, whose row tells how often it was done.
+Servers, nginx and commands are the real ones. What is asked is what people ask: who am I, and what is cached; and one
+in ten is a POST that writes down a job, whose row tells how often it was done.
 """
 
 import asyncio
@@ -12,17 +12,16 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, field
-from itertools import count
 from types import TracebackType
 from typing import Self
 
-import httpx2
 import pytest
 
 from app.core.config import Settings
 from scripts.embedded import free_port
 from tests.conftest import connect, opened_session
 from tests.helper import create_rate_limit, create_tier, create_user, signed_in
+from tests.http_lines import LinePool
 from tests.nginx import nginx_with
 from tests.processes import IN_FULL, ROOT, process, wait_for_answer
 
@@ -71,12 +70,11 @@ class Load:
         accepted: the messages of the POSTs that were answered with 201.
     """
 
-    client: httpx2.AsyncClient
+    lines: LinePool
     headers: dict[str, str]
     wrong: Counter[tuple[str, str]] = field(default_factory=Counter)
     accepted: list[str] = field(default_factory=list)
     asked: int = 0
-    _numbers: "count[int]" = field(default_factory=count)
 
     async def run(self, requests: int) -> None:
         """So many, at `RATE`."""
@@ -84,34 +82,24 @@ class Load:
         async with asyncio.TaskGroup() as tasks:
             for number in range(requests):
                 await asyncio.sleep(began + number / RATE - time.perf_counter())
-                tasks.create_task(self._ask(next(self._numbers)))
+                tasks.create_task(self._ask(number))
 
     async def _ask(self, number: int) -> None:
         self.asked += 1
-        if number % 10 == 0:
-            await self._post(f"message {number}")
-        else:
-            await self._get(("user/me/", "tiers", "users")[number % 3])
+        if number % 10:
+            await self._expect(200, "GET", ("user/me/", "tiers", "user/somebody")[number % 3])
+        elif await self._expect(201, "POST", f"tasks/task?message=message{number}"):
+            self.accepted.append(f"message{number}")
 
-    async def _get(self, path: str) -> None:
+    async def _expect(self, status: int, method: str, path: str) -> bool:
         try:
-            answer = await self.client.get(path, headers=self.headers)
-        except httpx2.TransportError as error:
-            self.wrong["GET", repr(error)] += 1
-        else:
-            if answer.status_code != 200:
-                self.wrong["GET", f"{answer.status_code} {answer.text}"] += 1
-
-    async def _post(self, message: str) -> None:
-        try:
-            answer = await self.client.post("tasks/task", params={"message": message}, headers=self.headers)
-        except httpx2.TransportError as error:
-            self.wrong["POST", repr(error)] += 1
-            return
-        if answer.status_code == 201:
-            self.accepted.append(message)
-        else:
-            self.wrong["POST", f"{answer.status_code} {answer.text}"] += 1
+            answer = await self.lines.ask(f"/api/v1/{path}", self.headers, method)
+        except (OSError, EOFError) as error:
+            self.wrong[method, repr(error)] += 1
+            return False
+        if answer.status != status:
+            self.wrong[method, f"{answer.status} {answer.body.decode()}"] += 1
+        return answer.status == status
 
 
 @asynccontextmanager
@@ -120,14 +108,14 @@ async def deployment(settings: Settings) -> AsyncIterator[tuple[list[Server], Lo
     async with opened_session(settings) as db:
         tier = await create_tier(db, "unlimited")
         await create_rate_limit(db, tier, limit=1_000_000)
-        headers = signed_in(await create_user(db, tier_id=tier.id), settings)
+        headers = signed_in(await create_user(db, username="somebody", tier_id=tier.id), settings)
     with Server() as one, Server() as two:
         await asyncio.gather(one.start(), two.start())
         names = {"fastapi1:8000": one.url, "fastapi2:8000": two.url}
         with nginx_with(many_servers(), names) as nginx:
-            limits = httpx2.Limits(max_connections=100, max_keepalive_connections=100)
-            async with httpx2.AsyncClient(base_url=f"{nginx.url}/api/v1/", limits=limits, timeout=30) as client:
-                yield [one, two], Load(client, headers)
+            lines = LinePool(("127.0.0.1", int(nginx.url.rpartition(":")[2])))
+            yield [one, two], Load(lines, headers)
+            lines.close()
 
 
 def many_servers() -> str:
@@ -149,6 +137,7 @@ async def times_done(database: str) -> Counter[str]:
 def serve_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SHUTDOWN_DELAY_SECONDS", str(DELAY))
     monkeypatch.setenv("TRUSTED_PROXIES", "127.0.0.1")
+    monkeypatch.setenv("ENVIRONMENT", "production")
 
 
 async def test_a_server_is_killed(settings: Settings, database: str) -> None:

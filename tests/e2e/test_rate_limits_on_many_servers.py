@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator, Coroutine, Iterable
-from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, ExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import cycle, islice
@@ -19,6 +19,7 @@ from app.core.utils.rate_limit.script import LONGEST_LOG, SUB_WINDOWS
 from app.models.user import User
 from tests.conftest import connect, opened_session
 from tests.helper import create_rate_limit, create_superuser, create_tier, create_user, signed_in
+from tests.http_lines import Answer, Host, Line, lines_to
 from tests.processes import running_api
 
 pytestmark = pytest.mark.anyio
@@ -106,56 +107,23 @@ async def clients_of(servers: Iterable[str]) -> AsyncIterator[Clients]:
 # ---- Asking at once ----
 
 
-@dataclass(frozen=True)
-class Answer:
-    """What came, and between which two moments it was decided, in seconds on this process's clock."""
-
-    status: int
-    headers: Headers
-    sent: float
-    came: float
-
-
-@dataclass
-class Line:
-    """An open connection to a server, for one request after the other.
-
-    Not a client's: hundreds of its requests begin over more than a second.
-    """
-
-    reader: asyncio.StreamReader
-    writer: asyncio.StreamWriter
-
-    async def ask(self, path: str, headers: Headers) -> Answer:
-        fields = [f"{name}: {value}" for name, value in {"Host": "test", **headers}.items()]
-        request = "\r\n".join([f"GET /api/v1/{path} HTTP/1.1", *fields, "", ""]).encode()
-        sent = time.monotonic()
-        self.writer.write(request)
-        first, *rest = (await self.reader.readuntil(b"\r\n\r\n")).decode().strip().split("\r\n")
-        told = {name.lower(): value for name, _, value in (line.partition(": ") for line in rest)}
-        await self.reader.readexactly(int(told["content-length"]))
-        return Answer(int(first.split()[1]), told, sent, time.monotonic())
-
-
-@asynccontextmanager
-async def lines_to(clients: Clients, count: int) -> AsyncIterator[list[Line]]:
+def connected(clients: Clients, count: int) -> AbstractAsyncContextManager[list[Line]]:
     """So many connections, to one server after the other."""
-    hosts = [(client.base_url.host, client.base_url.port) for client in islice(cycle(clients), count)]
-    connections = await asyncio.gather(*(asyncio.open_connection(*host) for host in hosts))
-    try:
-        yield [Line(*connection) for connection in connections]
-    finally:
-        for _, writer in connections:
-            writer.close()
+    return lines_to(host_of(client) for client in islice(cycle(clients), count))
+
+
+def host_of(client: httpx2.AsyncClient) -> Host:
+    assert client.base_url.port is not None
+    return client.base_url.host, client.base_url.port
 
 
 async def ask(client: httpx2.AsyncClient, headers: Headers, path: str = ME) -> Answer:
-    async with lines_to([client], 1) as (line,):
-        return await line.ask(path, headers)
+    async with lines_to([host_of(client)]) as (line,):
+        return await line.ask(f"/api/v1/{path}", headers)
 
 
 async def ask_all_at_once(lines: Iterable[Line], headers: Headers, path: str = ME) -> list[Answer]:
-    return await asyncio.gather(*(line.ask(path, headers) for line in lines))
+    return await asyncio.gather(*(line.ask(f"/api/v1/{path}", headers) for line in lines))
 
 
 def let_through(answers: Iterable[Answer]) -> list[Answer]:
@@ -175,7 +143,7 @@ def let_through(answers: Iterable[Answer]) -> list[Answer]:
 
 
 async def exactly_the_limit_passes(persons: list[Person], *, asked: int, clients: Clients) -> None:
-    async with lines_to(clients, asked) as lines:
+    async with connected(clients, asked) as lines:
         for person in persons:
             assert len(let_through(await ask_all_at_once(lines, person.headers))) == person.limit
 
@@ -207,7 +175,7 @@ async def never_more_than_the_limit_in_any_period(persons: list[Person], clients
 
 async def fire_around(edge: float, person: Person, clients: Clients) -> None:
     bursts = [Burst(-0.15, 0.6), *(Burst(seconds, 1.2) for seconds in (0.05, 1.0, 1.9, 2.1))]
-    async with lines_to(clients, int(1.2 * person.limit)) as lines:
+    async with connected(clients, int(1.2 * person.limit)) as lines:
         for burst in bursts:
             await asyncio.sleep(edge + burst.at - time.monotonic())
             asked = lines[: int(burst.size * person.limit)]
@@ -243,7 +211,7 @@ async def wait_as_told(person: Person, pause: float, clients: Clients) -> bool:
             used.append(await ask(client, person.headers))
             await asyncio.sleep(pause)
     else:
-        async with lines_to(clients, person.limit) as lines:
+        async with connected(clients, person.limit) as lines:
             used = await ask_all_at_once(lines, person.headers)
     assert len(let_through(used)) == person.limit
 
@@ -286,7 +254,7 @@ async def everybody_has_a_count_of_their_own(persons: list[Person], *, clients: 
     ada, bob, without_tier = persons
     await everywhere_refused(clients, ada.headers)
     for headers, limit in ((bob.headers, bob.limit), ({}, DEFAULT), (without_tier.headers, DEFAULT)):
-        async with lines_to(clients, limit + SERVERS) as lines:
+        async with connected(clients, limit + SERVERS) as lines:
             assert len(let_through(await ask_all_at_once(lines, headers, TIERS))) == limit
         await everywhere_refused(clients, headers, TIERS)
 

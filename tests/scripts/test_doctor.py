@@ -16,14 +16,28 @@ from urllib.parse import quote
 
 import pytest
 from fastapi import APIRouter
+from sqlalchemy.ext.asyncio import create_async_engine
 
-from app.core.config import Settings, get_settings
+from app.core.config import AppSettings, Settings, get_settings
 from app.core.db import engine as engines
 from app.core.db.replica import REMEMBERED
-from app.core.doctor import Finding, Fleet, Outcome, clock, connections_of_web, connections_of_worker, examine
+from app.core.doctor import (
+    Finding,
+    Fleet,
+    Outcome,
+    clock,
+    connections_of_web,
+    connections_of_worker,
+    database_facts,
+    examination,
+    examine,
+    mail,
+    valkey_facts,
+)
 from app.core.doctor.clock import Clock
-from app.core.doctor.database_facts import ask
+from app.core.doctor.database import judge_version
 from app.core.doctor.replica import judge_lag
+from app.core.doctor.valkey import judge_server, servers_of
 from app.core.setup import create_application
 from app.core.worker.opened import open_worker
 from scripts import doctor
@@ -117,13 +131,18 @@ def test_where_all_is_well_no_line_says_otherwise(database: str, monkeypatch: py
         assert [line for line in found if "workers: arq:queue: 1 seen, the last" in line]
         assert [line for line in found if "workers: arq:queue:long: 1 seen, the last" in line]
 
-        for_machines = run("--json", "--web", "3", WEB_CONCURRENCY="2")
-        told = json.loads(for_machines.stdout)
+        told = json.loads(run("--json", "--workers", "2", WEB_CONCURRENCY="3").stdout)
         assert told["ok"] is True
         (connections,) = [finding for finding in told["findings"] if finding["check"] == "database: connections"]
-        assert connections["text"].startswith("3 web x 12 + 1 worker x 34 + 1 long worker x 11 = 81 of ")
-        assert "2 web x 12" in run(WEB_CONCURRENCY="2").stdout
-        assert run("--workers", "many").returncode == 2
+        assert connections["text"].startswith("3 web x 12 + 2 worker x 34 + 1 long worker x 11 = 115 of ")
+
+
+def test_a_number_of_processes_is_a_number(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["doctor", "--workers", "many"])
+    with pytest.raises(SystemExit) as stopped:
+        doctor.main()
+    assert stopped.value.code == 2
+    assert "'many' is not a number of processes" in capsys.readouterr().err
 
 
 def test_a_failure_is_an_exit_code(settings: Settings) -> None:
@@ -251,6 +270,37 @@ async def test_a_wrong_password(settle: Settle) -> None:
     assert 'password authentication failed for user "tester"' in found.text
 
 
+async def test_a_limit_of_the_role(settle: Settle, postgres: Postgres) -> None:
+    as_owner(postgres, "ALTER ROLE tester CONNECTION LIMIT 40")
+    found = (await lines(settle()))["database: connections"]
+    as_owner(postgres, "ALTER ROLE tester CONNECTION LIMIT -1")
+    assert found.outcome is FAILED
+    assert "= 57 of 40" in found.text
+    assert "40 for the role" in found.text
+
+
+def as_owner(postgres: Postgres, statement: str) -> None:
+    """Has the cluster's superuser run this."""
+    where = ["-h", str(postgres._socket_folder), "-p", str(postgres.port), "-U", "embedded_owner", "-d", "postgres"]
+    postgres._run(["psql", "-X", "-q", *where, "-c", statement])
+
+
+async def test_servers_that_are_too_old(settle: Settle) -> None:
+    facts = await database_facts.ask(settle())
+    old = judge_version(replace(facts, version=130_020, version_name="13.20"))
+    assert (judge_version(facts).outcome, old.outcome, old.is_certain) == (OK, FAILED, True)
+    assert "upgrade to PostgreSQL 14" in old.remedy
+
+    (used,) = servers_of(settle())
+    (answered,) = await valkey_facts.ask(used.url)
+    assert answered.info is not None
+    of_redis = {"redis_version": "6.2.14", "role": "master"}
+    assert [finding.outcome for finding in judge_server(used, answered)] == [OK]
+    (old,) = judge_server(used, replace(answered, info=of_redis))
+    assert old.outcome is FAILED
+    assert "run Redis 7 or newer, or any Valkey" in old.remedy
+
+
 # ---- The replica ----
 
 
@@ -295,7 +345,7 @@ async def test_a_replica_that_is_none(settle: Settle, postgres: Postgres, databa
 
 @pytest.mark.parametrize(("seconds", "outcome"), [(0.5, OK), (60, WARNING), (REMEMBERED + 1, FAILED)])
 async def test_a_lag(settle: Settle, seconds: float, outcome: Outcome) -> None:
-    facts = replace(await ask(settle()), is_replica=True, lag=seconds, is_in_step=False)
+    facts = replace(await database_facts.ask(settle()), is_replica=True, lag=seconds, is_in_step=False)
     assert judge_lag(facts).outcome is outcome
 
 
@@ -346,20 +396,20 @@ async def test_a_cache_of_its_own_is_to_evict(settle: Settle, server: Node) -> N
 
 
 async def test_a_server_without_password(settle: Settle, server: Node) -> None:
-    found = (await lines(settle(REDIS_CACHE_HOST=BEYOND, REDIS_CACHE_PORT=server.port)))["valkey (cache): password"]
+    check = "valkey (cache): password"
+    found = (await lines(settle(REDIS_CACHE_HOST=BEYOND, REDIS_CACHE_PORT=server.port)))[check]
     assert found.outcome is WARNING
     assert "set requirepass" in found.remedy
     assert "REDIS_CACHE_URL" in found.remedy
-
-    found = (await lines(settle(ENVIRONMENT="production", SECRET_KEY=STRONG)))["valkey (cache): password"]
-    assert found.outcome is FAILED
+    assert (await lines(settle(ENVIRONMENT="production", SECRET_KEY=STRONG)))[check].outcome is FAILED
 
     # Whoever says a password may be let in for it, and everybody else as well.
     server.client.execute_command("ACL", "SETUSER", "app", "on", f">{SECRET}", "allkeys", "+@all")
     url = f"redis://app:{SECRET}@{BEYOND}:{server.port}/0"
-    found = (await lines(settle(REDIS_CACHE_URL=url)))["valkey (cache): password"]
-    assert found.outcome is FAILED
+    assert (await lines(settle(REDIS_CACHE_URL=url)))[check].outcome is FAILED
 
+
+async def test_a_server_with_a_password(settle: Settle, server: Node) -> None:
     server.client.config_set("requirepass", SECRET)
     found = await lines(settle(REDIS_CACHE_URL=f"redis://:{SECRET}@{BEYOND}:{server.port}/0"))
     server.client.execute_command("AUTH", SECRET)
@@ -368,8 +418,7 @@ async def test_a_server_without_password(settle: Settle, server: Node) -> None:
     assert "begin with rediss" in found["valkey (cache): TLS"].remedy
 
     for login in ("", f":not-{SECRET}@"):
-        url = f"redis://{login}127.0.0.1:{server.port}/0"
-        found = await lines(settle(REDIS_CACHE_URL=url))
+        found = await lines(settle(REDIS_CACHE_URL=f"redis://{login}127.0.0.1:{server.port}/0"))
         assert found["valkey (cache)"].outcome is FAILED
         assert "password" in found["valkey (cache)"].remedy
         assert SECRET not in repr(found)
@@ -463,6 +512,30 @@ async def test_servers_that_hang_hold_up_nobody(settle: Settle, server: Node, po
     assert found["valkey (limits, queue)"].outcome is OK
 
 
+async def test_a_check_that_fails_or_lasts_leaves_the_others(settle: Settle, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def break_down(*_: object) -> list[Finding]:
+        raise RuntimeError(SECRET)
+
+    async def last(*_: object) -> list[Finding]:
+        await asyncio.sleep(60)
+        return []
+
+    monkeypatch.setattr(examination, "LIMIT", 1)
+    monkeypatch.setattr(examination, "check_schema_version", break_down)
+    monkeypatch.setattr(examination, "check_workers", last)
+    found = await lines(settle())
+    assert found["schema"].text == "it cannot be judged: RuntimeError"
+    assert found["workers"].text == "no answer within 1 s"
+    assert found["database"].outcome is OK
+
+
+async def test_what_is_switched_off_is_not_looked_at() -> None:
+    class Bare(AppSettings):
+        pass
+
+    assert [finding.check for finding in await examine(Bare(), Fleet())] == ["settings"]
+
+
 # ---- Proxies, mail, workers, and what it all adds up to ----
 
 
@@ -492,7 +565,7 @@ async def test_production_is_asked_more(settle: Settle) -> None:
         assert [remedy for remedy in remedies if remedy.startswith(expected)], expected
 
 
-async def test_a_mail_server(settle: Settle) -> None:
+async def test_a_mail_server(settle: Settle, monkeypatch: pytest.MonkeyPatch) -> None:
     async with SMTPServer(login=("app", SECRET)) as mails:
         where: dict[str, Any] = {"SMTP_HOST": "127.0.0.1", "SMTP_PORT": mails.port, "SMTP_SECURITY": "none"}
         assert (await lines(settle(**where, SMTP_USERNAME="app", SMTP_PASSWORD=SECRET)))["mail"].outcome is OK
@@ -501,6 +574,7 @@ async def test_a_mail_server(settle: Settle) -> None:
         assert "SMTP_PASSWORD" in found.remedy
         assert mails.mails == []
         mails.answers["CONNECT"] = ""
+        monkeypatch.setattr(mail, "SECONDS", 0.2)
         assert "does not answer" in (await lines(settle()))["mail"].text
     assert (await lines(settle(SMTP_PORT=free_port())))["mail"].outcome is WARNING
 
@@ -540,7 +614,7 @@ async def test_no_secret_is_ever_said(settle: Settle) -> None:
 
 async def test_what_is_added_up_is_what_is_opened(settle: Settle, monkeypatch: pytest.MonkeyPatch) -> None:
     opened: list[int] = []
-    real = engines.create_async_engine
+    real = create_async_engine
 
     def noted(*words: Any, **values: Any) -> Any:
         opened.append(values["pool_size"] + values["max_overflow"])

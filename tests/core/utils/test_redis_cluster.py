@@ -13,6 +13,7 @@ from structlog.testing import capture_logs
 from app.core.utils.redis_link import ClusterLink, Link, LinkDown, LinkError, Refused, Script
 from app.core.utils.redis_link import cluster as cluster_link
 from app.core.utils.redis_link import link as redis_link
+from app.core.utils.redis_link import nodes as cluster_nodes
 from scripts.embedded import Valkey, free_port
 from tests.core.utils.test_redis_link import SECRET, FakeServer, bulk, nothing_unseen, takes, until
 from tests.redis_topologies import Node, RedisCluster, patiently, redis_cluster
@@ -330,7 +331,7 @@ async def test_who_goes_when_sent_to_a_new_node_does_not_spoil_it_for_the_others
             super().__init__(*arguments)
             made.append(self)
 
-    monkeypatch.setattr(cluster_link, "Link", Noted)
+    monkeypatch.setattr(cluster_nodes, "Link", Noted)
     async with FakeCluster() as (one, two), opened(cluster_url(one)) as link:
         for node in (one, two):
             node.answer = answering(slots_of(bulk(b"127.0.0.1"), two.port))
@@ -446,32 +447,32 @@ async def test_a_seed_that_is_gone_is_not_needed_any_more(nodes: RedisCluster) -
 
 
 async def test_the_whole_cluster_is_away_and_back(nodes: RedisCluster) -> None:
-    changes: list[bool] = []
+    changes: list[tuple[bool, bool]] = []
     link = ClusterLink(nodes.url(), "test")
-    link.on_change(changes.append)
-    link.on_change(lambda up: changes.append(link.up))  # It is so by the time they are told.
+    link.on_change(lambda up: changes.append((up, link.up)))
     await link.open()
     try:
-        await until(lambda: changes == [True, True])
+        await until(lambda: changes == [(True, True)] * 3)  # Each primary is told of.
         await until_it_answers(link)
         for node in nodes.nodes:
             node.stop()
         await until(lambda: not link.up)
-        await until(lambda: changes[-2:] == [False, False])
+        assert changes[-1] == (False, False)  # It is so by the time they are told.
         for key in SUBJECTS:
             with takes(at_most=PROMPT), pytest.raises(LinkDown):
                 await link.call(COUNT, key)
         with pytest.raises(LinkDown):
             await link.send("PING")
+        with pytest.raises(LinkDown):
+            await link.parts(anew=True)
         nodes.mend()
         await until(lambda: link.up, SOON)
         await until_it_answers(link)
-        assert changes[-2:] == [True, True]
+        assert changes[-1] == (True, True)
     finally:
         await link.close()
-    assert changes[-2:] == [False, False]
-    assert changes[::2] == changes[1::2]
-    assert changes[::2] == [number % 2 == 0 for number in range(len(changes) // 2)]  # Of changes, and of nothing else.
+    assert changes[-1] == (False, False)
+    assert (True, False) not in changes
 
 
 async def test_a_cluster_that_is_not_there_yet_does_not_hold_up_a_start(nodes: RedisCluster) -> None:
@@ -506,7 +507,7 @@ async def test_what_is_wrong_with_a_cluster_is_said_once(
     nodes: RedisCluster, valkey: Valkey, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And without the password."""
-    monkeypatch.setattr(cluster_link, "LOOK_AGAIN", 0.02)
+    monkeypatch.setattr(cluster_nodes, "LOOK_AGAIN", 0.02)
     for url in (
         nodes.url(f"nobody:{SECRET}@"),
         f"redis+cluster://127.0.0.1:{valkey.port}",  # That is no cluster.

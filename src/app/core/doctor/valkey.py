@@ -76,7 +76,7 @@ async def certain_faults_of_valkey(used: Used) -> list[Finding]:
 
 
 def _judge(used: Used, facts: ValkeyFacts) -> Iterator[Finding]:
-    yield from _judge_server(used, facts)
+    yield from judge_server(used, facts)
     yield _judge_password(used, facts)
     yield _judge_encryption(used, facts)
     yield from _judge_eviction(used, facts)
@@ -85,7 +85,7 @@ def _judge(used: Used, facts: ValkeyFacts) -> Iterator[Finding]:
     yield judge_clock(used.name, facts.clock)
 
 
-def _judge_server(used: Used, facts: ValkeyFacts) -> Iterator[Finding]:
+def judge_server(used: Used, facts: ValkeyFacts) -> Iterator[Finding]:
     info = facts.info
     if info is None:
         remedy = (

@@ -23,7 +23,8 @@ def trace_engine(engine: AsyncEngine) -> None:
         return
     event.listen(engine.sync_engine, "before_cursor_execute", _begin)
     event.listen(engine.sync_engine, "after_cursor_execute", _end)
-    event.listen(engine.sync_engine, "handle_error", _fail)
+    # Before others, who may raise something else: nobody after them is called.
+    event.listen(engine.sync_engine, "handle_error", _fail, insert=True)
 
 
 def _begin(connection: Any, cursor: Any, statement: str, parameters: Any, context: Any, executemany: bool) -> None:

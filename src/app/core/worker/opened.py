@@ -9,6 +9,7 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 from app.core.config import RedisCacheSettings, Settings
 from app.core.db.database import close_database, open_database, reader_of, reading
 from app.core.db.engine import create_engine
+from app.core.doctor import connections_of_worker, refuse_certain_faults
 from app.core.metrics.pools import pools_measured
 from app.core.tracing import open_tracing
 from app.core.utils.cache import open_cache
@@ -43,6 +44,7 @@ async def open_worker(settings: Settings, max_jobs: int) -> AsyncIterator[Opened
 
     Each job can have a connection for itself, and half of them one more, for a report of their progress, say.
     """
+    await refuse_certain_faults(settings, connections_of_worker(max_jobs))
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(open_tracing(settings))
         # A statement of a job takes as long as the job may.

@@ -179,6 +179,7 @@ def worker_redis_settings(settings: RedisQueueSettings) -> RedisSettings:
         "retry": Retry(ExponentialBackoff(cap=2, base=0.05), 40),
     }
     tls: dict[str, Any] = {name: value for name, value in options.items() if name in _TLS}
+    durable = isinstance(settings, PostgresSettings)
     common: dict[str, Any] = {
         "database": options.get("db", 0),
         "username": options.get("username"),
@@ -187,7 +188,7 @@ def worker_redis_settings(settings: RedisQueueSettings) -> RedisSettings:
         "conn_timeout": int(CONNECT_TIMEOUT),
         "conn_retries": 0,
         **tls,
-        **({} if isinstance(settings, PostgresSettings) else patient),
+        **({} if durable else patient),
     }
     if address.kind == SENTINEL:
         arq.worker.create_pool = create_pool  # type: ignore[attr-defined]  # what ARQ imports it as

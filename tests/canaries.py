@@ -1,0 +1,92 @@
+"""Watches the whole test run for secrets: in what is logged, in errors, in metrics, and in what jobs leave behind.
+
+A pytest plugin. The tests' secrets are canaries: values that nothing but a leak can bring to where they are looked for.
+Tokens and hashes are known by their form. A test in whose output there is one has failed.
+"""
+
+import os
+import re
+from collections.abc import Generator
+
+import asyncpg
+import httpx2
+import prometheus_client
+import pytest
+
+from tests.helper import PASSWORD
+
+SECRETS = {
+    name: os.environ[name]
+    for name in ("SECRET_KEY", "ADMIN_PASSWORD", "POSTGRES_PASSWORD", "METRICS_TOKEN", "SMTP_PASSWORD")
+    if name in os.environ
+} | {"a user's password": PASSWORD}
+FORMS = {
+    "a token": re.compile(r"eyJ[A-Za-z0-9_-]{10,}\.eyJ[A-Za-z0-9_-]{10,}\."),
+    "a password's hash": re.compile(r"\$argon2id\$v="),
+}
+
+
+def secrets_in(text: str) -> list[str]:
+    """What is found there, by name."""
+    found = [name for name, value in SECRETS.items() if value in text]
+    return found + [name for name, form in FORMS.items() if form.search(text)]
+
+
+def refuse_secrets(text: str, where: str) -> None:
+    """Raises: AssertionError when there are any; it does not repeat them."""
+    found = secrets_in(text)
+    assert not found, f"{', '.join(found)} in {where}"
+
+
+# ---- What is logged and printed, by the test's process and by those it started ----
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    found = secrets_in("\n".join(text for title, text in report.sections if title.startswith("Captured ")))
+    if found:
+        report.outcome = "failed"
+        report.longrepr = f"{', '.join(found)} in the output of {report.nodeid}"
+    return report
+
+
+# ---- Errors and metrics, whoever asks for them ----
+
+
+def pytest_configure() -> None:
+    """Has every error and every page of metrics looked at that a test reads."""
+    read, aread = httpx2.Response.read, httpx2.Response.aread
+
+    def watched(response: httpx2.Response) -> bytes:
+        return _watch(response, read(response))
+
+    async def awatched(response: httpx2.Response) -> bytes:
+        return _watch(response, await aread(response))
+
+    setattr(httpx2.Response, "read", watched)  # noqa: B010 -- mypy knows that it is a method
+    setattr(httpx2.Response, "aread", awatched)  # noqa: B010 -- the same
+
+
+def _watch(response: httpx2.Response, body: bytes) -> bytes:
+    path = response.url.path if response._request is not None else ""
+    if response.status_code >= 400 or path == "/metrics":
+        refuse_secrets(body.decode(errors="replace"), f"the answer {response.status_code} of {path}")
+    return body
+
+
+def pytest_sessionfinish() -> None:
+    """What this process has counted, asked for or not."""
+    refuse_secrets(prometheus_client.generate_latest().decode(), "the metrics")
+
+
+# ---- What jobs leave behind ----
+
+_JOBS = "SELECT concat_ws(' ', function, result, error, progress) FROM job"
+
+
+async def refuse_secrets_in_jobs(connection: asyncpg.Connection) -> None:
+    """Looks through the table of jobs, if there is one. Raises: AssertionError."""
+    if await connection.fetchval("SELECT to_regclass('job')") is not None:
+        for row in await connection.fetch(_JOBS):
+            refuse_secrets(row[0], "a job's result")

@@ -1,0 +1,62 @@
+"""A secret in the output of a test is noticed; in errors, metrics and jobs as well."""
+
+import os
+import subprocess
+from pathlib import Path
+
+import asyncpg
+import httpx2
+import pytest
+
+from tests.canaries import refuse_secrets_in_jobs, secrets_in
+from tests.conftest import connect
+from tests.helper import HASHED_PASSWORD, PASSWORD
+from tests.processes import BIN, ROOT
+
+LEAKS = {
+    "printed": "import os\ndef test_it(): print('so it is', os.environ['SECRET_KEY'])",
+    "by a process": "import os, subprocess\ndef test_it(): subprocess.run(['sh', '-c', 'echo $POSTGRES_PASSWORD >&2'])",
+    "logged": "import logging, os\ndef test_it(): logging.getLogger().warning(os.environ['ADMIN_PASSWORD'])",
+}
+
+
+@pytest.mark.parametrize("how", LEAKS)
+def test_a_test_with_a_secret_in_its_output_fails(how: str, tmp_path: Path) -> None:
+    (tmp_path / "test_leak.py").write_text(LEAKS[how])
+    command = [BIN / "python", "-m", "pytest", "-q", "-p", "tests.canaries", "-p", "no:cacheprovider", tmp_path]
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'src'}"}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 1, done.stdout
+    assert " in the output of " in done.stdout
+
+
+def test_forms() -> None:
+    assert secrets_in(f"hash {HASHED_PASSWORD}") == ["a password's hash"]
+    assert secrets_in("Bearer eyJhbGciOiJIUzI1NiIs.eyJzdWIiOiIxMjM0.c2ln") == ["a token"]
+    assert secrets_in(f"it is {PASSWORD}!") == ["a user's password"]
+    assert secrets_in("nothing") == []
+
+
+def test_errors_and_metrics_are_looked_at() -> None:
+    def answer(request: httpx2.Request) -> httpx2.Response:
+        return httpx2.Response(200 if request.url.path in {"/metrics", "/login"} else 500, text=PASSWORD)
+
+    with httpx2.Client(transport=httpx2.MockTransport(answer), base_url="http://test") as client:
+        assert client.get("/login").text == PASSWORD
+        for path in ("/metrics", "/error"):
+            with pytest.raises(AssertionError, match="a user's password in the answer"):
+                client.get(path)
+
+
+@pytest.mark.anyio
+async def test_jobs_are_looked_at(database: str) -> None:
+    connection: asyncpg.Connection = await connect(database)
+    insert = (
+        "INSERT INTO job (id, queue, function, args, keywords, created_at, run_after, result)"
+        " VALUES ('1', 'q', 'f', '[]', '{}', now(), now(), to_json($1::text))"
+    )
+    await connection.execute(insert, PASSWORD)
+    with pytest.raises(AssertionError, match="in a job's result"):
+        await refuse_secrets_in_jobs(connection)
+    await connection.execute("DELETE FROM job")
+    await connection.close()
