@@ -49,6 +49,9 @@ check: install ## Format, lint, types, tests with coverage: what CI runs.
 	$(PARALLEL) --cov --cov-report= --cov-fail-under=0 $(ARGS)
 	$(ALONE) --cov --cov-append --cov-report=term $(ARGS)
 
+doctor: install ## Look at the settings and every server they name; each fault with its remedy.
+	@exec $(PY) -m src.scripts.doctor $(ARGS)
+
 bench: install ## Requests per second as ratios to a bare FastAPI route, and what jobs cost; needs wrk.
 	@$(PY) -m bench.ratios $(ARGS)
 	@exec $(PY) -m bench.jobs
@@ -63,4 +66,4 @@ lock: install ## Compile the lock files anew from pyproject.toml.
 COMPILE := $(BIN)/uv pip compile --quiet --universal --upgrade --generate-hashes --no-strip-extras --no-emit-index-url \
 	--custom-compile-command "make lock"
 
-.PHONY: help install run services worker migrate migration test format check bench lock
+.PHONY: help install run services worker migrate migration test format check doctor bench lock

@@ -274,12 +274,12 @@ class Watched:
     def hand_over(self) -> None:
         """Has a sentinel make the replica the primary; returns when it is. Sentinels on a busy machine may give up."""
         old, new = self.primary, self.replica
-        for _ in range(3):
+        for _ in range(10):
             if _holds(lambda: new.role == "slave"):
                 patiently(self.is_whole)
                 with suppress(RedisError):  # NOGOODSLAVE, when it has not heard from the replica for a second.
                     self.sentinels[2].client.execute_command("SENTINEL", "FAILOVER", SERVICE)
-            if _comes_to_hold(lambda: new.role == "master" and old.role == "slave", 10):
+            if _comes_to_hold(lambda: new.role == "master" and old.role == "slave", 4):
                 return
         raise AssertionError("the sentinels do not hand over")
 

@@ -130,6 +130,33 @@ async def test_a_second_signal_and_ctrl_c_end_the_waiting(settings: Settings, mo
             await exit_code_of(started)
 
 
+@pytest.mark.parametrize("command", [f"{COMMANDS[0]} --limit-max-requests 20", f"{COMMANDS[2]} --max-requests 20"])
+async def test_a_process_that_has_served_enough_uses_up_its_connections(settings: Settings, command: str) -> None:
+    """gunicorn starts another one: a proxy that holds a connection to the old one loses no request."""
+    command = command.replace("-w 2", "-w 1 --max-requests-jitter 0")
+    async with server(command) as (started, client), httpx2.AsyncClient(base_url=client.base_url, timeout=30) as other:
+        assert (await other.get("health")).status_code == 200
+        while (answer := await client.get("health")).headers.get("connection") != "close":
+            assert answer.status_code == 200
+            await asyncio.sleep(0.05)
+        # Not a moment ago, but by uvicorn itself this connection would have been closed.
+        last = await other.get("health")
+        assert (last.status_code, last.headers["connection"]) == (200, "close")
+        if "gunicorn" in command:
+            async with asyncio.timeout(20):
+                while not await answers(client):  # noqa: ASYNC110 -- it asks another process
+                    await asyncio.sleep(0.05)
+        else:
+            assert await exit_code_of(started) == 0
+
+
+async def answers(client: httpx2.AsyncClient) -> bool:
+    try:
+        return (await client.get("health")).status_code == 200
+    except httpx2.TransportError:
+        return False
+
+
 async def test_what_never_ends_is_cut_off_within_the_grace(settings: Settings, database: str) -> None:
     async with server(COMMANDS[0].replace(" 20", " 1")) as (started, client), users_locked(database):
         asking = asyncio.create_task(client.get("users"))

@@ -20,6 +20,7 @@ from app.core.stop_signal import Handler, stop_signals_handled
 
 LINGER: Final = 3.0  # seconds for connections to be closed; proxies have to close those they do not use before that
 LOOK: Final = 0.05  # seconds between two looks
+COUNT: Final = 1.0  # seconds between two looks at how many requests there were
 
 log = structlog.stdlib.get_logger("slipway.server")
 
@@ -37,9 +38,15 @@ class Drain:
         self._delay = delay
         self._loop = asyncio.get_running_loop()
         self._task: asyncio.Task[None] | None = None
+        self._watch: asyncio.Task[None] | None = None
 
     def instead_of(self, usual: Handler) -> Handler:
         """The handler of a signal: the server's own is called once it is time."""
+        server = _server_of(usual)
+        if server is not None and server.limit_max_requests and self._watch is None:
+            limit = server.limit_max_requests
+            server.__dict__["limit_max_requests"] = None  # It is ours to look after: uvicorn would end at once.
+            self._watch = self._loop.create_task(self._end_after(limit, server))
 
         def handle(number: int, frame: Any) -> None:
             self._loop.call_soon_threadsafe(self._told, number, partial(_stop, usual, number))
@@ -61,13 +68,30 @@ class Drain:
             await _use_up_connections(server)
         stop()
 
+    async def _end_after(self, requests: int, server: Server) -> None:
+        """Another process takes its place, and beside it others are ready: nobody has to notice."""
+        while server.server_state.total_requests < requests:  # noqa: ASYNC110 -- uvicorn has no event
+            await asyncio.sleep(COUNT)
+        log.info("as many requests as it was to serve", requests=requests)
+        await _use_up_connections(server)
+        server.should_exit = True
+
+    def close(self) -> None:
+        """Nothing more is waited for."""
+        for task in (self._task, self._watch):
+            if task is not None:
+                task.cancel()
+
 
 @contextmanager
 def draining(delay: float) -> Iterator[Drain]:
     """Stops the process that way when it is told to, meanwhile."""
     drain = Drain(delay)
-    with stop_signals_handled(drain.instead_of):
-        yield drain
+    try:
+        with stop_signals_handled(drain.instead_of):
+            yield drain
+    finally:
+        drain.close()
 
 
 def _server_of(handler: Handler) -> Server | None:

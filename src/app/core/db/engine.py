@@ -11,6 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from app.core.config import PostgresSettings
 from app.core.exceptions.http_exceptions import ServiceUnavailable
+from app.core.tracing import trace_engine
 
 CONNECT_TIMEOUT = 3.0  # seconds
 COMMAND_TIMEOUT = 5.0  # seconds, for one statement: nobody who asked over HTTP waits longer
@@ -57,6 +58,7 @@ def create_engine(
             **_for_shared(settings),
         },
     )
+    trace_engine(engine)  # Before the next one, which raises other errors.
     event.listen(engine.sync_engine, "handle_error", _raise_if_unavailable)
     event.listen(engine.sync_engine, "checkout", _replace_if_closed)
     return engine

@@ -80,14 +80,15 @@ def server_span(method: str, trace_id: str | None, scheme: str) -> Iterator[Ende
 
 
 @contextmanager
-def attempt_span(
-    function: str, job_id: str, queue: str, attempt: int, traceparent: str | None
-) -> Iterator[Ended | None]:
-    """The span of an attempt at a job, in the trace of whoever has enqueued it. Its log lines have the trace's id."""
+def attempt_span(function: str, job_id: str, queue: str, attempt: int, traceparent: str | None) -> Iterator[Ended]:
+    """The span of an attempt at a job, in the trace of whoever has enqueued it. Its log lines have the trace's id.
+
+    While tracing is off, what is said of it goes nowhere.
+    """
     attributes: Attributes = {"job.function": function, "job.id": job_id, "job.queue": queue, "job.attempt": attempt}
     span = _start(f"job {function}", SpanKind.CONSUMER, _context_of(traceparent), attributes)
     if span is None:
-        yield None
+        yield Ended(trace.INVALID_SPAN)
         return
     with trace.use_span(span, end_on_exit=True, record_exception=False, set_status_on_exception=False):
         ended = Ended(span)

@@ -17,14 +17,14 @@ _SPAN: Final = "_slipway_span"  # of an execution context
 def trace_engine(engine: AsyncEngine) -> None:
     """Makes a span of every statement that this engine's connections run inside of another span.
 
-    Does nothing while tracing is off: it is to be open before.
+    Does nothing while tracing is off: it is to be open before. And it is to be called before anybody else listens for
+    the engine's errors: once a listener has raised another error, those after it do not hear of the first.
     """
     if tracer() is None:
         return
     event.listen(engine.sync_engine, "before_cursor_execute", _begin)
     event.listen(engine.sync_engine, "after_cursor_execute", _end)
-    # Before others, who may raise something else: nobody after them is called.
-    event.listen(engine.sync_engine, "handle_error", _fail, insert=True)
+    event.listen(engine.sync_engine, "handle_error", _fail)
 
 
 def _begin(connection: Any, cursor: Any, statement: str, parameters: Any, context: Any, executemany: bool) -> None:

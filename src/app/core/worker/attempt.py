@@ -27,7 +27,6 @@ from app.core.worker.options import GiveUp, pause_before_retry
 
 ENDED: Final = (JobState.DEAD.value, JobState.CANCELLED.value)
 AGAIN: Final = ("retried", "put_back")
-FAILED: Final = (JobState.DEAD.value, "retried")
 COMMIT_SECONDS: Final = 30.0  # that the end of a job and its commit may take
 HOOK_SECONDS: Final = 30.0  # that a hook may take
 WRITE_SECONDS: Final = 5.0  # in which it is tried to write down how an attempt ended; its lease sees to it later
@@ -95,12 +94,11 @@ class Attempt:
                 result = await self._attempt()
             except BaseException as error:  # Not even sys.exit() of a job ends its worker.
                 result = "succeeded" if self._is_committed else await self._settle(error)
-                if span is not None and result in FAILED:
+                if result in {"dead", "retried"}:
                     span.failed(error)
             seconds = perf_counter() - began
             self._count(result, seconds)
-            if span is not None:
-                span.note(job__result=result)
+            span.note(job__result=result)
             # Arguments and results are not for a log: there can be addresses in them.
             log.info("job ended", result=result, seconds=round(seconds, 3))
             await self._run_hook(self._worker.after_job_end)
