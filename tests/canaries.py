@@ -7,28 +7,34 @@ Tokens and hashes are known by their form. A test in whose output there is one h
 import os
 import re
 from collections.abc import Generator
+from urllib.parse import unquote, urlsplit
 
 import asyncpg
 import httpx2
 import prometheus_client
 import pytest
 
+from app.core.config import Settings
 from tests.helper import PASSWORD
 
-SECRETS = {
-    name: os.environ[name]
-    for name in ("SECRET_KEY", "ADMIN_PASSWORD", "POSTGRES_PASSWORD", "METRICS_TOKEN", "SMTP_PASSWORD")
-    if name in os.environ
-} | {"a user's password": PASSWORD}
+SHORTEST = 12  # characters of a value that stands nowhere by chance
 FORMS = {
     "a token": re.compile(r"eyJ[A-Za-z0-9_-]{10,}\.eyJ[A-Za-z0-9_-]{10,}\."),
     "a password's hash": re.compile(r"\$argon2id\$v="),
 }
 
 
+def secrets() -> dict[str, str]:
+    """The values of all settings that are secret, as the environment has them now; of addresses, their passwords."""
+    names = [name for name, field in Settings.model_fields.items() if "SecretStr" in str(field.annotation)]
+    known = {name: os.environ[name] for name in names if name in os.environ}
+    known |= {name: unquote(urlsplit(value).password or "") for name, value in known.items() if "://" in value}
+    return {name: value for name, value in known.items() if len(value) >= SHORTEST} | {"a user's password": PASSWORD}
+
+
 def secrets_in(text: str) -> list[str]:
     """What is found there, by name."""
-    found = [name for name, value in SECRETS.items() if value in text]
+    found = [name for name, value in secrets().items() if value in text]
     return found + [name for name, form in FORMS.items() if form.search(text)]
 
 

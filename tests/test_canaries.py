@@ -23,7 +23,8 @@ LEAKS = {
 @pytest.mark.parametrize("how", LEAKS)
 def test_a_test_with_a_secret_in_its_output_fails(how: str, tmp_path: Path) -> None:
     (tmp_path / "test_leak.py").write_text(LEAKS[how])
-    command = [str(BIN / "python"), *"-m pytest -q -p tests.canaries -p no:cacheprovider".split(), str(tmp_path)]
+    options = ["-q", "-p", "tests.canaries", "-p", "no:cacheprovider"]
+    command = [str(BIN / "python"), "-m", "pytest", *options, str(tmp_path)]
     environment = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'src'}"}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 1, done.stdout

@@ -213,7 +213,6 @@ OF_ANY_KIND = (
     "socket), redis+cluster://user:password@host:port,host:port or "
     "redis+sentinel://user:password@host:port,host:port/name."
 )
-OF_ONE_SERVER = "must be of the form redis://user:password@host:port/0 (rediss:// for TLS, unix:// for a socket)."
 
 
 @pytest.mark.parametrize(
@@ -242,10 +241,19 @@ def test_a_broken_setting_is_one_clear_line(monkeypatch: pytest.MonkeyPatch, url
     assert stopped.value.code == OF_ANY_KIND
 
 
-@pytest.mark.parametrize("name", ["REDIS_CACHE_URL", "REDIS_QUEUE_URL"])
-@pytest.mark.parametrize("url", [f"redis+cluster://:{SECRET}@a:7000", f"rediss+sentinel://:{SECRET}@a/limits"])
-def test_cache_and_queue_are_kept_by_one_server(monkeypatch: pytest.MonkeyPatch, name: str, url: str) -> None:
-    monkeypatch.setenv(name, url)
+@pytest.mark.parametrize("kind", ["redis+cluster://:{}@a:7000,b:7001", "rediss+sentinel://:{}@a,b/name/0"])
+def test_so_can_the_cache(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    monkeypatch.setenv("REDIS_CACHE_URL", url := kind.format(SECRET))
+    assert Settings().redis_cache_url == url
+
+
+def test_the_queue_can_be_kept_at_a_primary_but_not_in_a_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REDIS_QUEUE_URL", url := f"redis+sentinel://:{SECRET}@a,b/name/0")
+    assert Settings().redis_queue_url == url
+    monkeypatch.setenv("REDIS_QUEUE_URL", f"redis+cluster://:{SECRET}@a:7000,b:7001")
     with pytest.raises(SettingsError) as stopped:
         Settings()
-    assert stopped.value.code == f"{name} {OF_ONE_SERVER}"
+    assert stopped.value.code == (
+        "REDIS_QUEUE_URL must be of the form redis://user:password@host:port/0 (rediss:// for TLS, unix:// for a "
+        "socket) or redis+sentinel://user:password@host:port,host:port/name."
+    )

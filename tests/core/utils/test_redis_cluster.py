@@ -346,6 +346,135 @@ async def test_who_goes_when_sent_to_a_new_node_does_not_spoil_it_for_the_others
         await until_it_answers(link, ["a"])
 
 
+# ---- Commands of one key, and several commands ----
+
+
+async def test_a_command_goes_where_its_key_is(nodes: RedisCluster, patient: None) -> None:
+    async with opened(nodes.url()) as link:
+        for key in SUBJECTS:
+            assert await link.ask("SET", key, f"of {key}") == b"OK"
+        move = Move(nodes, SUBJECTS[0])
+        move.begin()
+        assert await link.ask("GET", SUBJECTS[0]) == f"of {SUBJECTS[0]}".encode()
+        move.take(SUBJECTS[0])
+        assert await link.ask("GET", SUBJECTS[0]) == f"of {SUBJECTS[0]}".encode()  # ASK
+        move.end()
+        assert await link.ask("GET", SUBJECTS[0]) == f"of {SUBJECTS[0]}".encode()  # MOVED
+    assert sum(node.client.dbsize() for node in nodes.primaries) == len(SUBJECTS)
+
+
+async def test_the_first_is_done_before_the_others(nodes: RedisCluster, patient: None) -> None:
+    # In a script, time stands still.
+    now = Script("local t = redis.call('TIME') for n = 1, tonumber(ARGV[1]) do end return t[1] * 1000000 + t[2]")
+    async with opened(nodes.url()) as link:
+        for key in SUBJECTS[:5]:
+            await asyncio.gather(*(link.call(now, other, 0) for other in SUBJECTS))
+            first, *others = await link.run((now, key, 5_000_000), *((now, other, 0) for other in SUBJECTS))
+            assert min(others) > first + 3_000, "microseconds; the first takes some tens of thousands"
+
+
+async def test_the_replies_are_in_the_order_of_the_commands(nodes: RedisCluster, patient: None) -> None:
+    async with opened(nodes.url()) as link:
+        assert await link.run(*(("SET", key, key) for key in SUBJECTS)) == [b"OK"] * len(SUBJECTS)
+        assert await link.run(*(("GET", key) for key in SUBJECTS)) == [key.encode() for key in SUBJECTS]
+        assert await link.run(("GET", SUBJECTS[0])) == [SUBJECTS[0].encode()]
+
+
+async def test_what_fails_keeps_the_others_from_nothing(nodes: RedisCluster, patient: None) -> None:
+    first, *others = SUBJECTS[:20]
+    async with opened(nodes.url()) as link:
+        await link.ask("HSET", others[0], "a", "hash")
+        with pytest.raises(Refused, match="WRONGTYPE"):
+            await link.run((COUNT, first), *((COUNT, key) for key in others))
+        assert [stored(nodes, key) for key in (first, *others[1:])] == [1] * 19
+        await link.ask("HSET", first, "a", "hash") if await link.ask("UNLINK", first) else None
+        with pytest.raises(Refused, match="WRONGTYPE"):
+            await link.run((COUNT, first), *((COUNT, key) for key in others[1:]))
+
+
+async def test_neighbours_are_one_write_and_only_what_has_moved_is_done_again(
+    nodes: RedisCluster, patient: None
+) -> None:
+    """When it is the first, that is all: the others have to come after it."""
+    for place_of_moved, counts in ((1, [1, 1, 1]), (0, [1, 2, 2])):
+        keys = [key_of(nodes, nodes.primaries[0], number) for number in range(3)]
+        async with opened(nodes.url()) as link:
+            await link.send("PING")
+            Move(nodes, keys[place_of_moved]).all_at_once()
+            assert await link.run(*((COUNT, key) for key in keys)) == counts
+        nodes.mend()
+
+
+async def test_the_parts_are_all_who_hold_keys(nodes: RedisCluster, patient: None) -> None:
+    async with opened(nodes.url()) as link:
+        await link.run(*(("SET", key, 1) for key in SUBJECTS))
+        parts = await link.parts(anew=True)
+        assert sum([await part.send("DBSIZE") for part in parts]) == len(SUBJECTS)
+        assert {await part.send("CLUSTER", "MYID") for part in parts} == {
+            node.cluster("MYID").encode() for node in nodes.primaries
+        }
+    with pytest.raises(LinkDown):
+        await link.parts()
+
+
+async def test_who_takes_over_is_told_of_before_it_is_asked_for_anything(nodes: RedisCluster, patient: None) -> None:
+    old = nodes.primaries[0]
+    new, key = nodes.replica_of(old), key_of(nodes, old)
+    changes: list[bool] = []
+    async with opened(nodes.url()) as link:
+        await link.call(COUNT, key)
+        link.on_change(changes.append)
+        new.cluster("FAILOVER")
+        async with asyncio.timeout(SOON):
+            while not calls(new):
+                assert not isinstance(await outcome(link, key), LinkError)
+                assert not calls(new) or changes[-2:] == [False, True]
+        assert new.role == "master"
+
+
+def calls(node: Node) -> int:
+    """Of our scripts that came from here, and not from its primary."""
+    return int(node.client.info("commandstats").get("cmdstat_evalsha", {"calls": 0})["calls"])
+
+
+async def test_a_slot_that_moves_is_told_to_whom_it_concerns(nodes: RedisCluster, patient: None) -> None:
+    ours, others = SUBJECTS[:2]
+    told: list[bool] = []
+    everybody: list[bool] = []
+    async with opened(nodes.url()) as link:
+        await link.ask("SET", ours, 1)
+        link.on_change(told.append, ours)
+        link.on_change(everybody.append)
+        Move(nodes, others).all_at_once()
+        await link.ask("GET", others)
+        await asyncio.to_thread(patiently, nodes.is_whole)
+        assert told == []
+        move = Move(nodes, ours)
+        move.begin()
+        move.take(ours)
+        assert await link.ask("GET", ours) == b"1"
+        assert told == [True]  # A key of it.
+        move.end()
+        assert await link.ask("GET", ours) == b"1"
+        assert told == [True, True]
+        assert await link.ask("GET", ours) == b"1"
+        assert told == [True, True]
+        assert everybody == []
+
+
+async def test_what_a_look_finds_is_told_as_well(
+    nodes: RedisCluster, patient: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[bool] = []
+    async with opened(nodes.url()) as link:
+        await link.ask("SET", SUBJECTS[0], 1)
+        link.on_change(told.append, SUBJECTS[0])
+        Move(nodes, SUBJECTS[0]).all_at_once()
+        await asyncio.to_thread(patiently, nodes.is_whole)
+        await link.parts(anew=True)
+        assert told == [True]
+
+
 # ---- A primary that is lost ----
 
 

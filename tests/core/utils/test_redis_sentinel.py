@@ -11,7 +11,7 @@ from structlog.testing import capture_logs
 from app.core.utils.redis_link import AnyLink, Link, LinkDown, LinkError, Refused, Script, link_to
 from app.core.utils.redis_link import link as redis_link
 from scripts.embedded import Valkey, free_port, scratch_folder
-from tests.core.utils.test_redis_link import SECRET, FakeServer, bulk, nothing_unseen, opened, takes, until
+from tests.core.utils.test_redis_link import PATIENT, SECRET, FakeServer, bulk, nothing_unseen, opened, takes, until
 from tests.redis_topologies import SERVICE, Node, Watched, patiently, watched_by_sentinels
 
 pytestmark = pytest.mark.anyio
@@ -183,13 +183,13 @@ def saying(primary: Valkey) -> Any:
 
 
 @asynccontextmanager
-async def two_servers() -> AsyncIterator[tuple[Node, Node, FakeServer, Link]]:
+async def two_servers(answer_timeout: float = PATIENT) -> AsyncIterator[tuple[Node, Node, FakeServer, Link]]:
     """A sentinel that says what the test wants it to, the first one to begin with; and a link by way of it."""
     with scratch_folder() as folder, ExitStack() as stack:
         one, two = (stack.enter_context(Node(folder / name)) for name in ("one", "two"))
         async with FakeServer() as sentinel:
             sentinel.answer = saying(one)
-            async with opened(f"redis+sentinel://127.0.0.1:{sentinel.port}/{SERVICE}") as link:
+            async with opened(f"redis+sentinel://127.0.0.1:{sentinel.port}/{SERVICE}", answer_timeout) as link:
                 yield one, two, sentinel, link
 
 
@@ -232,6 +232,36 @@ async def test_a_single_server_that_is_read_only_is_not_left(valkey: Valkey) -> 
         await asyncio.sleep(0.05)
         assert link.up
         assert server.connected == 1
+
+
+async def test_one_that_was_replaced_and_has_not_heard_of_it_is_left() -> None:
+    """It goes on to answer, and takes what is written: until the sentinels, too, have told it, that is many seconds."""
+    async with two_servers() as (_, two, sentinel, link):
+        assert await link.call(COUNT, "key") == 1
+        sentinel.answer = saying(two)
+        with capture_logs() as lines:
+            await until(lambda: not link.up)
+        await until_it_counts(link)
+        assert int(two.client.get("key")) == 1
+    assert ("redis is away", "is not the primary any more") in [(line["event"], line.get("why")) for line in lines]
+
+
+async def test_one_that_has_hung_is_not_gone_back_to_without_asking() -> None:
+    async with two_servers(0.05) as (one, two, sentinel, link):
+        with one.stopped():
+            assert isinstance(await outcome(link), LinkDown)
+            sentinel.answer = saying(two)
+        await until_it_counts(link)
+        assert int(two.client.get("key")) == 1
+
+
+async def test_sentinels_that_do_not_know_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(redis_link, "ASK_SENTINELS", 0.05)
+    async with two_servers() as (_, _, sentinel, link):
+        asked = sentinel.connected
+        sentinel.answer = lambda words: b"-ERR nothing is known\r\n"
+        await until(lambda: sentinel.connected > asked + 3)
+        assert [await link.call(COUNT, "key") for _ in range(3)] == [1, 2, 3]
 
 
 # ---- Everything away, and the end ----
