@@ -6,7 +6,9 @@ Tokens and hashes are known by their form. A test in whose output there is one h
 
 import os
 import re
+import subprocess
 from collections.abc import Generator
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import asyncpg
@@ -61,7 +63,7 @@ def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.Tes
 
 
 def pytest_configure() -> None:
-    """Has every error and every page of metrics looked at that a test reads."""
+    """Has every error and every page of metrics looked at that a test reads, and all output that it takes itself."""
     read, aread = httpx2.Response.read, httpx2.Response.aread
 
     def watched(response: httpx2.Response) -> bytes:
@@ -72,11 +74,29 @@ def pytest_configure() -> None:
 
     setattr(httpx2.Response, "read", watched)  # noqa: B010 -- mypy knows that it is a method
     setattr(httpx2.Response, "aread", awatched)  # noqa: B010 -- the same
+    communicate = subprocess.Popen.communicate
+
+    def watched_output(process: Any, *args: Any, **kwargs: Any) -> Any:
+        output = communicate(process, *args, **kwargs)
+        for part in filter(None, output):
+            text = part.decode(errors="replace") if isinstance(part, bytes) else part
+            refuse_secrets(text, f"the output of {process.args}")
+        return output
+
+    setattr(subprocess.Popen, "communicate", watched_output)  # noqa: B010 -- the same
+    readouterr = pytest.CaptureFixture.readouterr
+
+    def watched_capture(fixture: Any) -> Any:
+        captured = readouterr(fixture)
+        refuse_secrets(f"{captured.out}{captured.err}", "what a test has captured")
+        return captured
+
+    setattr(pytest.CaptureFixture, "readouterr", watched_capture)  # noqa: B010 -- the same
 
 
 def _watch(response: httpx2.Response, body: bytes) -> bytes:
     path = response.url.path if response._request is not None else ""
-    if response.status_code >= 400 or path == "/metrics":
+    if response.status_code >= 400 or body.startswith(b"# HELP"):
         refuse_secrets(body.decode(errors="replace"), f"the answer {response.status_code} of {path}")
     return body
 

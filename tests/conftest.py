@@ -39,10 +39,15 @@ from app.api.dependencies import get_current_superuser
 from app.core.config import Settings, get_settings
 from app.core.db.database import async_get_db, close_database, open_database
 from app.core.setup import create_application
+from scripts import server
 from scripts.embedded import Postgres, Valkey, free_port, scratch_folder
 from tests.processes import IN_FULL
 
 pytest_plugins = ["tests.canaries"]
+
+# Of two processes that look for a free port at once, none finds the other's.
+_NUMBER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 12
+server.PORTS = range(20_000 + 1_000 * _NUMBER, 21_000 + 1_000 * _NUMBER)
 
 # The app is a quarter of a million objects that stay: the collector would look through them again and again.
 gc.set_threshold(200_000, 20, 100)
@@ -61,6 +66,7 @@ def pytest_xdist_auto_num_workers() -> int:
 ALONE = {
     "test_cache_faults",
     "test_cache_on_many_servers",
+    "test_cache_on_topologies",
     "test_deployment",
     "test_job_faults",
     "test_rate_limit_faults",

@@ -7,6 +7,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Self
 
+from tests.canaries import refuse_secrets
+
 Host = tuple[str, int]
 
 
@@ -44,7 +46,10 @@ class Line:
         first, *rest = (await self.reader.readuntil(b"\r\n\r\n")).decode().strip().split("\r\n")
         told = {name.lower(): value for name, _, value in (line.partition(": ") for line in rest)}
         body = await self.reader.readexactly(int(told["content-length"]))
-        return Answer(int(first.split()[1]), told, sent, time.monotonic(), body)
+        status = int(first.split()[1])
+        if status >= 400:
+            refuse_secrets(body.decode(errors="replace"), f"the answer {status} of {path}")
+        return Answer(status, told, sent, time.monotonic(), body)
 
     def close(self) -> None:
         """Hangs up."""

@@ -31,7 +31,29 @@ CACHING = """
 FORWARDING = """
       proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for;
 """
-# What the operating system's own nginx.conf is for. Files in conf.d stand inside of its http {}.
+# What http {} has in the image's own nginx.conf, before it includes the files of conf.d.
+IMAGE = """
+  include /etc/nginx/mime.types;
+  default_type application/octet-stream;
+  log_format main '$remote_addr - $remote_user [$time_local] "$request" '
+                  '$status $body_bytes_sent "$http_referer" '
+                  '"$http_user_agent" "$http_x_forwarded_for"';
+  access_log /var/log/nginx/access.log main;
+  sendfile on;
+  keepalive_timeout 65;
+"""
+# And in Debian's.
+DEBIAN = """
+  sendfile on;
+  tcp_nopush on;
+  types_hash_max_size 2048;
+  include /etc/nginx/mime.types;
+  default_type application/octet-stream;
+  ssl_protocols TLSv1 TLSv1.1 TLSv1.2 TLSv1.3;
+  ssl_prefer_server_ciphers on;
+  access_log /var/log/nginx/access.log;
+  gzip on;
+"""
 MAIN = """
 daemon off;
 {user}
@@ -39,6 +61,7 @@ pid {folder}/nginx.pid;
 error_log {folder}/error.log;
 events {{}}
 http {{
+  {http}
   client_body_temp_path {folder}/body;
   proxy_temp_path {folder}/proxy;
   fastcgi_temp_path {folder}/fastcgi;
@@ -48,11 +71,11 @@ http {{
 }}
 """
 CONFIG = """
-  access_log off;
   proxy_cache_path {folder}/cache keys_zone=answers:1m;
   upstream servers {{ {servers} }}
   server {{
     listen 127.0.0.1:{port};
+    access_log off;
     location / {{
       proxy_pass http://servers;
       {location}
@@ -68,7 +91,7 @@ class Nginx:
     Attributes:
         url: where it listens, `http://host:port`.
         tls_url: where it listens with TLS, if its file says so.
-        folder: holds `access.log` and `error.log`.
+        folder: holds `access.log`, `error.log`, and `main.log`: what the main file would have logged.
         process: its master.
     """
 
@@ -132,11 +155,13 @@ def nginx_with(conf: str, servers: Mapping[str, str], *, certificates: Path | No
             yield Nginx(url, f"https://127.0.0.1:{tls_port}", folder, server)
 
 
-def complaints(conf: str, servers: Mapping[str, str], certificates: Path) -> str:
-    """What `nginx -t` says against a file of conf.d; nothing when it is well."""
+def complaints(conf: str, servers: Mapping[str, str], certificates: Path, http: str = IMAGE) -> str:
+    """What `nginx -t` says against a file of conf.d, included by the image's or another main file; nothing when it is
+    well.
+    """
     with scratch_folder() as folder:
         here = _localized(conf, servers, folder, certificates, port=free_port(), tls_port=free_port())
-        command = [*_command(_written(folder, here)), "-t", "-q"]
+        command = [*_command(_written(folder, here, http)), "-t", "-q"]
         return subprocess.run(command, capture_output=True, text=True, check=False).stderr.strip()
 
 
@@ -166,11 +191,12 @@ def _binary() -> str:
     return NGINX
 
 
-def _written(folder: Path, conf: str) -> Path:
+def _written(folder: Path, conf: str, http: str = IMAGE) -> Path:
     config = folder / "nginx.conf"
     # Root's nginx would serve as another user, to whom the folder is closed.
     user = "user root;" if os.geteuid() == 0 else ""
-    config.write_text(MAIN.format(user=user, folder=folder, conf_d=conf))
+    http = http.replace("/var/log/nginx/access.log", str(folder / "main.log"))
+    config.write_text(MAIN.format(user=user, folder=folder, http=http.strip(), conf_d=conf))
     return config
 
 

@@ -164,12 +164,15 @@ class RedisCluster:
         for node in self.alive:
             info = _pairs(node.cluster("INFO"))
             ranges = [(first, last, primary[1]) for first, last, primary, *_ in node.cluster("SLOTS")]
-            views.add(tuple(sorted(ranges)))
+            lines = [line.split() for line in node.cluster("NODES").splitlines()]
+            # Whoever does not know the newest epoch could claim a slot with an older one, and they would never agree.
+            epochs = [(line[0], line[6]) for line in lines if "master" in line[2]]
+            views.add((tuple(sorted(ranges)), tuple(sorted(epochs))))
             if info["cluster_state"] != "ok" or int(info["cluster_slots_ok"]) != 16384:
                 return False
             if not {port for _, _, port in ranges} <= ports or not _is_in_step(node):
                 return False
-            others = [line.split() for line in node.cluster("NODES").splitlines() if "myself" not in line]
+            others = [line for line in lines if "myself" not in line[2]]
             if [line[7] for line in others if "fail" not in line[2]] != ["connected"] * (len(self.alive) - 1):
                 return False
         return len(views) == 1

@@ -41,9 +41,13 @@ def port_problem(port: int) -> str | None:
 _IN_USE = "is in use by another program"
 
 
+# Below those that systems pick for outgoing connections. Tests that run beside each other have a part of them each.
+PORTS = range(20_000, 32_000)
+
+
 def free_port() -> int:
-    """A port that is free now, below the range from which systems pick the ports of outgoing connections."""
-    ports = random.SystemRandom().sample(range(20_000, 32_000), 200)
+    """A port that is free now."""
+    ports = random.SystemRandom().sample(PORTS, 200)
     return next(port for port in ports if is_port_free(port))
 
 

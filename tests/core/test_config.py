@@ -1,11 +1,16 @@
 """Settings: where they come from, and what a person reads when one is broken."""
 
+import os
 import re
+import subprocess
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
+from pydantic import SecretStr
 
 from app.core.config import (
     CORSSettings,
@@ -15,7 +20,9 @@ from app.core.config import (
     Settings,
     SettingsError,
 )
+from app.core.settings.weaknesses import weaknesses
 
+SRC = Path(__file__).parents[2] / "src"
 STRONG = "kP3-vb8Qz_LwX0rT7uYc1mN5sJ2hG4fD"
 
 
@@ -140,7 +147,15 @@ def test_a_file_that_is_not_text_is_one_line(tmp_path: Path) -> None:
         ({"OTHER_SECRET_KEYS": "a" * 64}, "OTHER_SECRET_KEYS"),
         ({"OTHER_SECRET_KEYS": f"{STRONG}{STRONG} {'ab' * 32}@2999-01-01T00:00:00+00:00"}, "OTHER_SECRET_KEYS"),
         ({"POSTGRES_PASSWORD": "postgres"}, "POSTGRES_PASSWORD"),
+        ({"SECRET_KEY": "0123456789abcdef" * 4}, "SECRET_KEY"),
+        ({"SECRET_KEY": "aabbaababbbabaabbabababaabbbaaba"}, "SECRET_KEY"),
+        ({"SECRET_KEY": "qwertyuiopasdfghjklzxcvbnm123456"}, "SECRET_KEY"),
         ({"ADMIN_PASSWORD": "password1234"}, "ADMIN_PASSWORD"),
+        ({"ADMIN_PASSWORD": "aaaaaaaaaaaa"}, "ADMIN_PASSWORD"),
+        ({"ADMIN_PASSWORD": "1q2w3e4r5t6y"}, "ADMIN_PASSWORD"),
+        ({"ADMIN_PASSWORD": "Summer2026!!"}, "ADMIN_PASSWORD"),
+        ({"POSTGRES_PASSWORD": "123456789012"}, "POSTGRES_PASSWORD"),
+        ({"POSTGRES_PASSWORD": STRONG[:11]}, "POSTGRES_PASSWORD"),
     ],
 )
 def test_production_refuses_weak_secrets(weak: dict[str, Any], name: str) -> None:
@@ -153,6 +168,35 @@ def test_production_refuses_weak_secrets(weak: dict[str, Any], name: str) -> Non
 
     assert str(stopped.value.code).startswith(f"{name} must not be")
     assert weak[name] not in str(stopped.value.code)
+
+
+def test_production_takes_what_is_random() -> None:
+    """As `openssl rand -hex` makes it: 2,000 of 8 bytes, and 2,000 of 16. At most one in a hundred, or a million, fails."""
+    draw = Random(20261125)  # noqa: S311 -- the same in each run
+    refused = dict.fromkeys((8, 16), 0)
+    for size in refused:
+        for _ in range(2000):
+            found = {weakness.name for weakness in weaknesses(Drawn(draw.randbytes(size).hex()))}
+            refused[size] += bool(found)
+    assert refused[8] <= 20
+    assert refused[16] == 0
+
+
+class Drawn:
+    """Secrets that are this one value, where that is long enough."""
+
+    def __init__(self, value: str) -> None:
+        self.METRICS_TOKEN = self.ADMIN_PASSWORD = SecretStr(value)
+        if len(value) >= 32:
+            self.SECRET_KEY = SecretStr(value)
+
+
+def test_the_dictionaries_are_not_loaded_for_a_local_start() -> None:
+    look = "import sys; from app.core.config import Settings; Settings(); print('zxcvbn' in sys.modules)"
+    for environment, loaded in (("local", "False"), ("production", "True")):
+        variables = os.environ | {"ENVIRONMENT": environment, "SECRET_KEY": STRONG}
+        done = subprocess.run([sys.executable, "-c", look], cwd=SRC, env=variables, capture_output=True, check=True)
+        assert done.stdout.decode().strip() == loaded
 
 
 def test_production_does_not_look_at_a_database_password_that_is_not_used() -> None:
@@ -264,7 +308,7 @@ def test_secrets_do_not_show() -> None:
 
 
 def test_the_example_names_every_setting() -> None:
-    example = (Path(__file__).parents[2] / "src" / ".env.example").read_text()
+    example = (SRC / ".env.example").read_text()
     named = set(re.findall(r"(?m)^(?:# )?([A-Z][A-Z0-9_]+)=", example))
     assert named == set(Settings.model_fields) | {"EMBEDDED_SERVICES"}
 

@@ -39,6 +39,8 @@ GOOD: dict[str, Any] = {
     "SMTP_HOST": "mail.example",
     "SMTP_USERNAME": "app",
     "SMTP_PASSWORD": "s3nd-it",  # Its length is the mail provider's choice.
+    "OTEL_EXPORTER_OTLP_ENDPOINT": "https://collector.example",
+    "OTEL_EXPORTER_OTLP_HEADERS": "x-scope-orgid=1, Authorization=Bearer%20hunter2",
     "PASSWORD_RESET_URL": "https://front.example/reset",
     "EMAIL_VERIFICATION_URL": "https://front.example/verify",
     "TRUSTED_PROXIES": "10.0.0.0/8,fd00::/8,104.16.0.0/13,203.0.113.7,unix",
@@ -54,6 +56,12 @@ GOOD: dict[str, Any] = {
         ({"POSTGRES_PASSWORD": "postgres"}, "must not be an example"),
         ({"POSTGRES_URL": f"postgresql://app:{WEAK}@db/app"}, "must not be an example"),
         ({"POSTGRES_READ_URL": f"postgresql://app:{WEAK}@replica/app"}, "must not be an example"),
+        ({"POSTGRES_URL": f"postgresql://app@db/app?password={WEAK}"}, "must not be an example"),
+        ({"POSTGRES_URL": f"postgresql://app:{STRONG}@db/app?password={WEAK}"}, "must not be an example"),
+        ({"POSTGRES_READ_URL": f"postgresql://app@replica/app?password={STRONG}&password={WEAK}"}, "must not be an"),
+        ({"POSTGRES_PASSWORD": "aaaaaaaaaaaa"}, "must not be an example"),
+        ({"REDIS_QUEUE_URL": "redis://:123456789012@queue:6379/0"}, "must not be an example"),
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://collector:4318"}, "must not begin with http: in production, where"),
         ({"REDIS_CACHE_URL": f"redis://:{WEAK}@cache:6379/0"}, "must not be an example"),
         ({"REDIS_QUEUE_URL": f"rediss+sentinel://app:{STRONG}@one,two/name?sentinel_password={WEAK}"}, "must not be"),
         ({"REDIS_RATE_LIMIT_URL": f"redis+cluster://:{WEAK}@one:7000,two:7000"}, "must not be an example"),
@@ -88,6 +96,12 @@ def test_each_weak_setting_is_refused_by_its_name(weak: dict[str, Any], reason: 
     [
         {"POSTGRES_PASSWORD": "postgres", "POSTGRES_URL": f"postgresql://app:{STRONG}@db/app"},
         {"SMTP_HOST": None, "SMTP_PASSWORD": "changeme", "SMTP_SECURITY": "none"},
+        {"POSTGRES_URL": f"postgresql://app:{WEAK}@db/app?password={STRONG}"},  # The latter is used.
+        {"POSTGRES_URL": "postgresql://app@/app?host=/run/postgresql"},
+        {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:4318"},
+        {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://[::1]:4318/at"},
+        {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://collector:4318", "OTEL_EXPORTER_OTLP_HEADERS": None},
+        {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://collector:4318", "OTEL_EXPORTER_OTLP_HEADERS": "X-Scope-OrgID=1,"},
         {"SMTP_HOST": "127.0.0.1", "SMTP_SECURITY": "none"},
         {"SMTP_HOST": "mail.example", "SMTP_USERNAME": None, "SMTP_PASSWORD": None, "SMTP_SECURITY": "none"},
         {"REDIS_CACHE_URL": "redis://cache:6379/0", "REDIS_QUEUE_URL": "unix:///run/valkey.sock"},
@@ -165,6 +179,15 @@ async def test_limits_and_queue_are_not_to_be_evicted(settle: Settle, full: Node
 async def test_a_cache_may_be_and_limits_that_are_off(settle: Settle, full: Node) -> None:
     assert await refusal(settle(REDIS_CACHE_PORT=full.port)) == []
     assert await refusal(settle(REDIS_RATE_LIMIT_PORT=full.port, RATE_LIMIT_MODE="off")) == []
+
+
+async def test_who_has_written_is_kept_with_the_limits_even_if_they_are_off(settle: Settle, full: Node) -> None:
+    replica = f"postgresql://app:{STRONG}@127.0.0.1:{free_port()}/app"
+    settings = settle(REDIS_RATE_LIMIT_PORT=full.port, RATE_LIMIT_MODE="off", POSTGRES_READ_URL=replica)
+    (line,) = await refusal(settings)
+    assert line.startswith("valkey notes: eviction: ")
+    assert "a replica that is behind shows what was before" in line
+    assert "have REDIS_RATE_LIMIT_URL name another" in line
 
 
 async def test_outside_of_production_nothing_is_asked(settle: Settle, full: Node) -> None:

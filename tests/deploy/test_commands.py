@@ -67,8 +67,18 @@ def test_none_is_left_out() -> None:
         assert "command" in service or name in {"compose:db", "production:nginx"}, name
 
 
+def checks_of(words: list[str]) -> list[list[str]]:
+    """The health checks of the services with this command, but for the image's."""
+    return [
+        words_of(service["healthcheck"]["test"][1:])
+        for service in all_services().values()
+        if "healthcheck" in service and "command" in service and words_of(service["command"]) == words
+    ]
+
+
 @pytest.mark.parametrize("words", commands("uvicorn", "gunicorn"), ids=by_words)
 def test_servers(settings: Settings, image: Image, monkeypatch: pytest.MonkeyPatch, words: list[str]) -> None:
+    """And what asks whether they can do their work says so."""
     is_production = "--reload" not in words
     if is_production:
         monkeypatch.setenv("ENVIRONMENT", "production")
@@ -77,6 +87,9 @@ def test_servers(settings: Settings, image: Image, monkeypatch: pytest.MonkeyPat
     with running_api(*local, cwd=image.workdir) as url:
         assert httpx2.get(f"{url}/api/v1/ready").json()["status"] == "ready"
         assert httpx2.get(f"{url}/docs").status_code == (404 if is_production else 200)
+        checks = [[word.replace("http://127.0.0.1:8000", url) for word in check] for check in checks_of(words)]
+        assert [run(check, image.workdir).returncode for check in checks] == [0] * len(checks)
+    assert [run(check, image.workdir).returncode for check in checks] == [1] * len(checks)
 
 
 @pytest.mark.parametrize("words", commands("arq"), ids=by_words)
@@ -86,11 +99,7 @@ def test_workers(
     """And what asks whether they live says so."""
     port = free_port()
     monkeypatch.setenv("WORKER_METRICS_PORT", str(port))
-    checks = [
-        words_of(service["healthcheck"]["test"][1:])
-        for service in all_services().values()
-        if "command" in service and words_of(service["command"]) == words
-    ]
+    checks = checks_of(words)
     assert {check[0] for check in checks} == {"arq", "python"}
     checks = [[word.replace("9101", str(port)) for word in check] for check in checks]
     with process(*words, cwd=image.workdir) as worker:

@@ -1,11 +1,16 @@
 """The Kubernetes manifests: what refers to what, and to what there really is."""
 
 import re
+import shutil
+import subprocess
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from app.core.config import Settings
+from app.core.doctor import Fleet
 from tests.deploy.files import DOCKERFILE, KUBERNETES, manifests
 from tests.deploy.image import instructions
 
@@ -19,6 +24,7 @@ OBJECTS = [
 WORKLOADS = [found for found in OBJECTS if found["kind"] in {"Deployment", "Job"}]
 by_name = pytest.mark.parametrize("workload", WORKLOADS, ids=lambda workload: workload["metadata"]["name"])
 
+KUBECTL = shutil.which("kubectl")
 COMPONENT = "app.kubernetes.io/component"
 
 
@@ -150,6 +156,44 @@ def test_workers_say_whether_they_live(name: str) -> None:
         assert container[probe]["httpGet"] == {"path": "/metrics", "port": port["name"]}
     # A worker gives its jobs ten seconds.
     assert pod_of(one("Deployment", name))["terminationGracePeriodSeconds"] > 10
+
+
+def test_it_says_how_many_connections_postgresql_needs(settings: Settings) -> None:
+    values = pairs((KUBERNETES / "settings.env").read_text())
+    pool = int(values.get("POSTGRES_POOL_SIZE", Settings.model_fields["POSTGRES_POOL_SIZE"].default))
+    usual = settings.model_copy(update={"POSTGRES_POOL_SIZE": pool})
+    scaler = one("HorizontalPodAutoscaler")["spec"]
+    surge = one("Deployment")["spec"]["strategy"]["rollingUpdate"]["maxSurge"]
+    workers = one("Deployment", "slipway-worker")["spec"]["replicas"]
+    long_workers = one("Deployment", "slipway-long-worker")["spec"]["replicas"]
+    least, _ = Fleet(scaler["minReplicas"], workers, long_workers).connections(usual)
+    most, _ = Fleet(scaler["maxReplicas"], workers, long_workers).connections(usual)
+    released, _ = Fleet(scaler["maxReplicas"] + surge, workers + 1, long_workers + 1).connections(usual)
+    said = " ".join(line.lstrip("# ") for line in (KUBERNETES / "kustomization.yaml").read_text().splitlines())
+    web, least_web = scaler["maxReplicas"], scaler["minReplicas"]
+    assert f"{web} web pods, {workers} workers and {long_workers} long worker hold {most};" in said
+    assert f"they hold {released + 1} with the migration." in said
+    assert f"The least, with {least_web} web pods, is {least}." in said
+    (room,) = re.findall(r"max_connections=(\d+)", said)
+    assert released + 1 + 10 < int(room)  # 10: PostgreSQL's own, and whoever looks
+
+
+def test_kustomize_makes_of_it_what_is_meant(tmp_path: Path) -> None:
+    """As far as one can tell without it, and with it where it is installed."""
+    folder = shutil.copytree(KUBERNETES, tmp_path / "kubernetes")
+    shutil.copy(folder / "secrets.env.example", folder / "secrets.env")
+    made = [found for name in KUSTOMIZATION["resources"] for found in manifests(folder / name)]
+    image = KUSTOMIZATION["images"][0]
+    expected = image["name"]
+    if KUBECTL is not None:
+        done = subprocess.run([KUBECTL, "kustomize", folder], capture_output=True, text=True, check=True)
+        made = list(yaml.safe_load_all(done.stdout))
+        expected = f"{image['newName']}:{image['newTag']}"
+        assert {found["kind"] for found in made} >= {"ConfigMap", "Secret"}
+        assert all(found["metadata"].get("namespace", "slipway") == "slipway" for found in made)
+    workloads = [found for found in made if found["kind"] in {"Deployment", "Job"}]
+    assert {container_of(workload)["image"] for workload in workloads} == {expected}
+    assert len(workloads) == len(WORKLOADS)
 
 
 def test_every_object_is_part_of_the_app() -> None:

@@ -15,11 +15,14 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from app.core.config import Settings
 from scripts.embedded import Valkey, free_port
+from tests.deploy.files import COMPOSE_PROD, KUBERNETES, manifests, services, words_of
 from tests.processes import ROOT, running_worker
 
 pytestmark = pytest.mark.anyio
 
 MONITORING = ROOT / "deploy" / "monitoring"
+CONFIGURATIONS = ("prometheus.yml", "prometheus-kubernetes.yml")
+ALERTS_TEST = Path(__file__).with_name("alerts_test.yml")
 NAME = re.compile(r"\b(slipway_\w+)(?:\{([^}]*)\})?")
 MATCHER = re.compile(r'(\w+)\s*(?:=~|!~|!=|=)\s*"[^"]*"')
 OF_PROMETHEUS = {"instance", "job", "le"}
@@ -113,29 +116,129 @@ def test_every_alert_says_what_is_wrong_and_what_to_do() -> None:
 
 
 def test_the_jobs_have_the_names_that_the_alerts_know() -> None:
-    scraped = yaml.safe_load((MONITORING / "prometheus.yml").read_text())
-    assert [job["job_name"] for job in scraped["scrape_configs"]] == ["slipway-api", "slipway-worker"]
-    assert scraped["rule_files"] == ["alerts.yml"]
-    assert "credentials" not in scraped["scrape_configs"][0]["authorization"]  # A file has them.
+    jobs = ["slipway-api", "slipway-worker", "slipway-long-worker"]
+    for name in CONFIGURATIONS:
+        scraped = configuration(name)
+        assert [job["job_name"] for job in scraped["scrape_configs"]] == jobs
+        assert scraped["rule_files"] == ["alerts.yml"]
+        assert "credentials" not in scraped["scrape_configs"][0]["authorization"]  # A file has them.
+    named = {match[1] for rule in rules() for match in re.finditer(r'job="([^"]*)"', rule["expr"])}
+    assert named == {"slipway-worker", "slipway-long-worker"}
+
+
+def test_what_is_asked_are_the_servers_and_workers_of_compose() -> None:
+    targets = {job["job_name"]: targets_of(job) for job in configuration("prometheus.yml")["scrape_configs"]}
+    of_compose: dict[str, set[str]] = {name: set() for name in targets}
+    for name, service in services(COMPOSE_PROD).items():
+        words = words_of(service.get("command", ""))
+        if "gunicorn" in words:
+            of_compose["slipway-api"].add(f"{name}:{words[words.index('-b') + 1].rpartition(':')[2]}")
+        elif "arq" in words:
+            job = "slipway-long-worker" if words[-1].endswith(".LongWorkerSettings") else "slipway-worker"
+            assert service["environment"]["WORKER_METRICS_HOST"] == "0.0.0.0"  # noqa: S104 -- asked from outside
+            of_compose[job].add(f"{name}:{service['environment']['WORKER_METRICS_PORT']}")
+            assert "inside" in service["networks"]  # Where prometheus.yml says that Prometheus has to be.
+    assert targets == of_compose
+    assert [len(of_compose[name]) for name in targets] == [2, 1, 1]
+
+
+def test_the_pods_are_asked_and_labelled_as_the_autoscaler_needs_it(tmp_path: Path) -> None:
+    """By Prometheus' own relabelling, of what its service discovery would say of the manifests' pods."""
+    loaded = configuration("prometheus-kubernetes.yml")
+    namespace = yaml.safe_load((KUBERNETES / "kustomization.yaml").read_text())["namespace"]
+    discovered = list(pods(namespace))
+    assert len(discovered) == 5
+    found: dict[str, list[dict[str, str]]] = {}
+    for job in loaded["scrape_configs"]:
+        assert job.pop("kubernetes_sd_configs") == [{"role": "pod", "namespaces": {"names": [namespace]}}]
+        job["static_configs"] = discovered
+    (tmp_path / "prometheus.yml").write_text(yaml.safe_dump(loaded | {"rule_files": []}))
+    for job in loaded["scrape_configs"]:
+        command = ("check", "service-discovery", "--timeout=1s", str(tmp_path / "prometheus.yml"), job["job_name"])
+        labels = [target.get("labels", {}) for target in json.loads(promtool(*command))]
+        found[job["job_name"]] = [kept for kept in labels if kept]
+    assert {name: [kept["pod"] for kept in labels] for name, labels in found.items()} == {
+        "slipway-api": ["slipway-web-1"],
+        "slipway-worker": ["slipway-worker-1"],
+        "slipway-long-worker": ["slipway-long-worker-1"],
+    }
+    for labels in found.values():
+        for kept in labels:
+            assert (kept["namespace"], kept["instance"]) == (namespace, kept["pod"])
+    adapter = yaml.safe_load((KUBERNETES / "prometheus-adapter.yaml").read_text())
+    needed = adapter["rules"]["custom"][0]["resources"]["overrides"].keys()
+    assert needed <= found["slipway-api"][0].keys()
 
 
 def test_prometheus_takes_the_files(tmp_path: Path) -> None:
-    """By its own tool, where that is installed (Debian: prometheus); else they are at least YAML and JSON."""
-    for rule in rules():
-        assert rule["expr"].count("(") == rule["expr"].count(")")
-    promtool = shutil.which("promtool")
-    if promtool is None:
-        return
-    for check, name in (("rules", "alerts.yml"), ("config", "prometheus.yml")):
-        command = [promtool, "check", check, *(["--syntax-only"] if check == "config" else []), str(MONITORING / name)]
-        done = subprocess.run(command, check=False, capture_output=True, text=True)
-        assert done.returncode == 0, done.stdout + done.stderr
+    promtool("check", "rules", str(MONITORING / "alerts.yml"))
+    for name in CONFIGURATIONS:
+        loaded = configuration(name)
+        for job in loaded["scrape_configs"]:
+            job.pop("kubernetes_sd_configs", None)  # Debian's has no part for it.
+        (tmp_path / name).write_text(yaml.safe_dump(loaded))
+        promtool("check", "config", "--syntax-only", str(tmp_path / name))
     every = [{"record": f"test:{n}", "expr": usable(expr)} for n, expr in enumerate(expressions())]
     (tmp_path / "all.yml").write_text(yaml.safe_dump({"groups": [{"name": "dashboard", "rules": every}]}))
-    done = subprocess.run(
-        [promtool, "check", "rules", str(tmp_path / "all.yml")], check=False, capture_output=True, text=True
-    )
+    promtool("check", "rules", str(tmp_path / "all.yml"))
+
+
+def test_every_alert_fires_when_it_is_to_and_not_before(tmp_path: Path) -> None:
+    loaded = yaml.safe_load((MONITORING / "alerts.yml").read_text())
+    for group in loaded["groups"]:
+        for rule in group["rules"]:
+            del rule["annotations"]["description"]  # promtool compares all of them, and these only say what to do.
+    cases = yaml.safe_load(ALERTS_TEST.read_text())
+    expected = [case for test in cases["tests"] for case in test["alert_rule_test"]]
+    every = {rule["alert"] for rule in rules()}
+    assert {case["alertname"] for case in expected if case["exp_alerts"]} == every
+    assert {case["alertname"] for case in expected if not case["exp_alerts"]} == every
+    (tmp_path / "alerts.yml").write_text(yaml.safe_dump(loaded))
+    (tmp_path / "test.yml").write_text(yaml.safe_dump(cases | {"rule_files": ["alerts.yml"]}))
+    promtool("test", "rules", str(tmp_path / "test.yml"))
+
+
+def configuration(name: str) -> dict[str, Any]:
+    loaded: dict[str, Any] = yaml.safe_load((MONITORING / name).read_text())
+    return loaded
+
+
+def targets_of(job: dict[str, Any]) -> set[str]:
+    return {target for group in job["static_configs"] for target in group["targets"]}
+
+
+def pods(namespace: str) -> Iterator[dict[str, Any]]:
+    """What Prometheus discovers: a target for each port of a pod, one without where it has none. And an evicted one."""
+
+    def discovered(name: str, component: str, port: str, phase: str = "Running") -> dict[str, Any]:
+        labels = {
+            "__meta_kubernetes_namespace": namespace,
+            "__meta_kubernetes_pod_name": name,
+            "__meta_kubernetes_pod_phase": phase,
+            "__meta_kubernetes_pod_label_app_kubernetes_io_component": component,
+            "__meta_kubernetes_pod_container_port_name": port,
+        }
+        return {"targets": [f"10.0.0.1:{9000 + len(name)}"], "labels": labels}
+
+    for file in ("web.yaml", "worker.yaml", "migrate.yaml"):
+        for manifest in manifests(KUBERNETES / file):
+            if manifest["kind"] in {"Deployment", "Job"}:
+                name, template = manifest["metadata"]["name"], manifest["spec"]["template"]
+                component = template["metadata"]["labels"]["app.kubernetes.io/component"]
+                [container] = template["spec"]["containers"]
+                for port in container.get("ports", [{"name": ""}]):
+                    yield discovered(f"{name}-1", component, port["name"])
+    yield discovered("slipway-web-evicted", "web", "http", "Failed")
+
+
+def promtool(*arguments: str) -> str:
+    """What Prometheus' own tool (Debian: prometheus) writes. Raises: AssertionError when it finds a fault."""
+    tool = shutil.which("promtool")
+    if tool is None:
+        pytest.skip("promtool is not installed (Debian: apt-get install prometheus)")
+    done = subprocess.run([tool, *arguments], check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
 
 
 def usable(expression: str) -> str:

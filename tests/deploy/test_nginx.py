@@ -17,7 +17,7 @@ from tests.conftest import opened_session
 from tests.deploy.files import DEFAULT_CONF, NGINX, many_servers
 from tests.e2e.test_rate_limits_behind_nginx import client_from
 from tests.helper import create_superuser, signed_in
-from tests.nginx import complaints, nginx_with
+from tests.nginx import DEBIAN, IMAGE, complaints, nginx_with
 from tests.processes import running_api
 
 pytestmark = pytest.mark.anyio
@@ -64,8 +64,10 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("name", "servers"),
     [("one server", ONE), ("many servers", TWO), ("many-servers.conf", TWO), ("tls.conf", TWO)],
 )
-async def test_nginx_takes_it(certificates: Path, name: str, servers: dict[str, str]) -> None:
-    assert complaints(conf(name), servers, certificates) == ""
+@pytest.mark.parametrize("http", [IMAGE, DEBIAN], ids=["in the image", "in Debian"])
+async def test_nginx_takes_it(certificates: Path, name: str, servers: dict[str, str], http: str) -> None:
+    """Whatever the main file has said before it includes this one."""
+    assert complaints(conf(name), servers, certificates, http) == ""
 
 
 def test_what_is_written_twice_is_the_same() -> None:

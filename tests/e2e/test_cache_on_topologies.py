@@ -9,10 +9,11 @@ import httpx2
 import pytest
 
 from app.core.utils.cache.store import NOTES
+from app.core.utils.redis_link.link import ASK_SENTINELS
 from tests.cache_app_values import TABLES
 from tests.conftest import connect
 from tests.core.utils.test_redis_cluster import Move
-from tests.e2e.test_cache_faults import QUIET, SERVERS, Load, clients_of_servers
+from tests.e2e.test_cache_faults import QUIET, SERVERS, UNNOTICED, Load, clients_of_servers
 from tests.e2e.test_cache_on_many_servers import COUNTERS, races_of_counters, run_races
 from tests.redis_topologies import Node, RedisCluster, Watched, patiently, redis_cluster, watched_by_sentinels
 
@@ -181,14 +182,18 @@ def keys_of(numbers: list[int]) -> set[str]:
 
 
 async def a_failover_is_asked_for(clients: Clients, watched: Watched) -> None:
-    """Both are there, and for a moment both believe that they are the primary."""
+    """Both are there, and for a moment both believe that they are the primary: docs/cache.md promises no more."""
     new = watched.replica
     load = Load(clients)
     async with load.running():
         await load.read_quiet()
+        load.phase = UNNOTICED
         await asyncio.to_thread(watched.hand_over)
         await load.until_hits_are_back()
+        await asyncio.sleep(ASK_SENTINELS)
+        load.phase = "handed over"
         await load.read_quiet()
+        await asyncio.sleep(1)
     assert load.wrong == []
     assert new.client.keys("counter:*")
 

@@ -29,23 +29,25 @@ pytestmark = pytest.mark.anyio
 
 RATE = 200  # requests per second
 ROLLING = 10_000 if IN_FULL else 2_400  # requests, during which both servers are restarted
-COMMAND = "uvicorn app.main:app --port {port} --no-proxy-headers --timeout-graceful-shutdown 20"
+UVICORN = "uvicorn app.main:app --port {port} --no-proxy-headers --timeout-graceful-shutdown 20"
+GUNICORN = "gunicorn app.main:app -w 1 -k uvicorn_worker.UvicornWorker -b 127.0.0.1:{port}"
 GRACE = 30.0  # seconds
-DELAY = 1  # SHUTDOWN_DELAY_SECONDS
+DELAY = 5 if IN_FULL else 1  # SHUTDOWN_DELAY_SECONDS
 
 
 class Server:
     """One of ours: can be killed and started again, at the same address."""
 
-    def __init__(self) -> None:
+    def __init__(self, command: str) -> None:
         self.port = free_port()
+        self._command = command.format(port=self.port).split()
         self.url = f"http://127.0.0.1:{self.port}"
         self._stack = ExitStack()
         self.process: subprocess.Popen[bytes]
 
     async def start(self) -> None:
         """Returns when it answers."""
-        self.process = self._stack.enter_context(process(*COMMAND.format(port=self.port).split(), cwd=ROOT / "src"))
+        self.process = self._stack.enter_context(process(*self._command, cwd=ROOT / "src"))
         await asyncio.to_thread(wait_for_answer, f"{self.url}/api/v1/ready", self.process)
 
     async def end(self, how: signal.Signals) -> int:
@@ -103,13 +105,13 @@ class Load:
 
 
 @asynccontextmanager
-async def deployment(settings: Settings) -> AsyncIterator[tuple[list[Server], Load]]:
+async def deployment(settings: Settings, command: str) -> AsyncIterator[tuple[list[Server], Load]]:
     """Two servers, nginx before them, and somebody who may ask as much as they like."""
     async with opened_session(settings) as db:
         tier = await create_tier(db, "unlimited")
         await create_rate_limit(db, tier, limit=1_000_000)
         headers = signed_in(await create_user(db, username="somebody", tier_id=tier.id), settings)
-    with Server() as one, Server() as two:
+    with Server(command) as one, Server(command) as two:
         await asyncio.gather(one.start(), two.start())
         names = {"fastapi1:8000": one.url, "fastapi2:8000": two.url}
         with nginx_with(many_servers(), names) as nginx:
@@ -141,7 +143,7 @@ def serve_on(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def test_a_server_is_killed(settings: Settings, database: str) -> None:
-    async with deployment(settings) as ((one, two), load):
+    async with deployment(settings, UVICORN) as ((one, two), load):
         asking = asyncio.create_task(load.run(6 * RATE))
         await asyncio.sleep(1.5)
         await one.end(signal.SIGKILL)
@@ -159,9 +161,9 @@ async def test_a_server_is_killed(settings: Settings, database: str) -> None:
 
 
 async def test_a_rolling_restart_is_not_noticed(settings: Settings, database: str) -> None:
-    async with deployment(settings) as (servers, load):
+    async with deployment(settings, GUNICORN) as (servers, load):
         asking = asyncio.create_task(load.run(ROLLING))
-        pause = (ROLLING / RATE - 10) / 3
+        pause = (ROLLING / RATE - 2 * (DELAY + 4)) / 3
         for server in servers:
             await asyncio.sleep(max(pause, 0.5))
             assert await server.end(signal.SIGTERM) == 0

@@ -1,6 +1,7 @@
 """SIGTERM: the server says that it is not ready, finishes what it has accepted, and ends with exit code 0."""
 
 import asyncio
+import os
 import signal
 import subprocess
 import time
@@ -96,6 +97,7 @@ async def test_what_was_accepted_is_finished(settings: Settings, database: str, 
 async def test_it_is_not_ready_first_and_serves_on_until_its_connections_are_used_up(
     settings: Settings, monkeypatch: pytest.MonkeyPatch, command: str
 ) -> None:
+    monkeypatch.setenv("ENVIRONMENT", "staging")
     monkeypatch.setenv("SHUTDOWN_DELAY_SECONDS", "2")
     async with server(command.replace("-w 2", "-w 1")) as (started, client):
         assert (await client.get("ready")).status_code == 200
@@ -120,9 +122,24 @@ async def test_it_is_not_ready_first_and_serves_on_until_its_connections_are_use
         assert await exit_code_of(started) == 0
 
 
-async def test_a_second_signal_and_ctrl_c_end_the_waiting(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_without_a_delay_it_uses_up_its_connections_too(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ENVIRONMENT", "staging")
+    async with server(COMMANDS[0]) as (started, client):
+        assert (await client.get("health")).status_code == 200
+        started.send_signal(signal.SIGTERM)
+        await asyncio.sleep(0.5)
+        with pytest.raises(httpx2.ConnectError):
+            await asyncio.to_thread(httpx2.get, f"{client.base_url}health")
+        last = await client.get("health")
+        assert (last.status_code, last.headers["connection"]) == (200, "close")
+        assert await exit_code_of(started) == 0
+
+
+async def test_ctrl_c_ends_the_waiting(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SHUTDOWN_DELAY_SECONDS", "60")
-    for signals in ([signal.SIGTERM, signal.SIGTERM], [signal.SIGINT], [signal.SIGTERM, signal.SIGINT]):
+    for signals in ([signal.SIGINT], [signal.SIGTERM, signal.SIGINT]):
         async with server(COMMANDS[0]) as (started, _):
             for number in signals:
                 started.send_signal(number)
@@ -130,9 +147,38 @@ async def test_a_second_signal_and_ctrl_c_end_the_waiting(settings: Settings, mo
             await exit_code_of(started)
 
 
+async def test_a_signal_to_the_whole_group_is_one(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """systemd sends it to all processes of a service, and gunicorn passes it on to those that have it already."""
+    monkeypatch.setenv("SHUTDOWN_DELAY_SECONDS", "2")
+    async with server(COMMANDS[2]) as (started, client):
+        told = time.monotonic()
+        os.killpg(started.pid, signal.SIGTERM)
+        await asyncio.sleep(1)
+        assert (await client.get("health")).status_code == 200
+        assert await exit_code_of(started) == 0
+        assert time.monotonic() - told > 2
+
+
+async def test_a_signal_before_the_start_is_over_ends_it(settings: Settings, database: str) -> None:
+    """The start waits for the rules of the limits."""
+    db = await connect(database)
+    async with db.transaction():
+        await db.execute("LOCK TABLE rate_limit IN ACCESS EXCLUSIVE MODE")
+        with process(*COMMANDS[0].format(port=free_port()).split(), cwd=ROOT / "src") as started:
+            await until_waiting(database, count=1)
+            started.send_signal(signal.SIGTERM)
+            await asyncio.sleep(0.5)
+            await db.execute("ROLLBACK; BEGIN")
+            await exit_code_of(started)
+    await db.close()
+
+
 @pytest.mark.parametrize("command", [f"{COMMANDS[0]} --limit-max-requests 20", f"{COMMANDS[2]} --max-requests 20"])
-async def test_a_process_that_has_served_enough_uses_up_its_connections(settings: Settings, command: str) -> None:
+async def test_a_process_that_has_served_enough_uses_up_its_connections(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
     """gunicorn starts another one: a proxy that holds a connection to the old one loses no request."""
+    monkeypatch.setenv("ENVIRONMENT", "staging")
     command = command.replace("-w 2", "-w 1 --max-requests-jitter 0")
     async with server(command) as (started, client), httpx2.AsyncClient(base_url=client.base_url, timeout=30) as other:
         assert (await other.get("health")).status_code == 200

@@ -144,6 +144,10 @@ async def what_is_written_is_seen(
     clients: Clients, standby: Standby, settings: Settings, ada: User, bob: User, database: str
 ) -> None:
     standby.pause()
+    job = await clients[0].post("tasks/task", params={"message": "hello"}, headers=signed_in(ada, settings))
+    for client in clients:
+        tasks = (await client.get("tasks", headers=signed_in(ada, settings))).json()
+        assert [task["id"] for task in tasks["data"]] == [job.json()["id"]]
     changed = await clients[0].patch(
         f"user/{ada.username}", json={"name": "Ada Lovelace"}, headers=signed_in(ada, settings)
     )
@@ -208,7 +212,7 @@ async def test_everything_works_behind_pgbouncer_in_transaction_mode(
 ) -> None:
     with Redis(port=valkey.port) as redis:
         redis.flushall()
-    with pgbouncer_before(postgres.port) as port:
+    with pgbouncer_before(postgres.port) as port, monkeypatch.context() as monkeypatch:
         monkeypatch.setenv("POSTGRES_PORT", str(port))
         monkeypatch.setenv("POSTGRES_POOL_MODE", "transaction")
         for folder, *command in (
@@ -221,6 +225,28 @@ async def test_everything_works_behind_pgbouncer_in_transaction_mode(
         with running_worker(valkey.port, "src.app.core.worker.settings.WorkerSettings"):
             async with two_servers() as clients:
                 await asyncio.gather(*(one_persons_day(clients, number) for number in range(PERSONS)))
+        assert await statements_left(port) == 0
+
+
+async def statements_left(port: int) -> int:
+    """How many prepared statements are on a connection of PgBouncer's that nobody uses any more."""
+    db = await asyncpg.connect(
+        host="127.0.0.1",
+        port=port,
+        user=os.environ["POSTGRES_USER"],
+        password=os.environ["POSTGRES_PASSWORD"],
+        database=os.environ["POSTGRES_DB"],
+        statement_cache_size=0,
+    )
+    try:  # In one step: without the extended protocol, which would prepare this one.
+        await db.execute(
+            "DO $$ BEGIN IF EXISTS (SELECT FROM pg_prepared_statements) THEN RAISE division_by_zero; END IF; END $$"
+        )
+    except asyncpg.DivisionByZeroError:
+        return 1
+    finally:
+        await db.close()
+    return 0
 
 
 async def one_persons_day(clients: Clients, number: int) -> None:

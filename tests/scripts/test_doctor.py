@@ -3,19 +3,23 @@
 import asyncio
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import ExitStack, asynccontextmanager, suppress
 from dataclasses import replace
 from math import inf
+from pathlib import Path
+from ssl import CERT_OPTIONAL, CERT_REQUIRED, PROTOCOL_TLS_SERVER, SSLContext, VerifyMode
 from typing import Any
 from urllib.parse import quote
 
 import pytest
 from fastapi import APIRouter
+from sqlalchemy import text
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from app.core.config import AppSettings, Settings, get_settings
@@ -42,12 +46,12 @@ from app.core.setup import create_application
 from app.core.worker.opened import open_worker
 from scripts import doctor
 from scripts.embedded import Postgres, Valkey, free_port, scratch_folder
-from scripts.unprivileged import data_folder
+from scripts.unprivileged import data_folder, identity
 from tests.conftest import Execute, a_postgres, connect
-from tests.postgres_topologies import standby_of
+from tests.postgres_topologies import pgbouncer_before, standby_of
 from tests.processes import ROOT, process, running_worker, wait_for_worker
 from tests.redis_topologies import Node, redis_cluster, watched_by_sentinels
-from tests.smtp_server import SMTPServer
+from tests.smtp_server import SMTPServer, self_signed_certificate
 
 pytestmark = pytest.mark.anyio
 
@@ -262,6 +266,49 @@ async def test_a_database_beyond_this_machine_without_tls(settle: Settle) -> Non
     assert "sslmode=require" in found.remedy
 
 
+async def test_a_host_in_the_query_is_a_host(settle: Settle, database: str) -> None:
+    where = f"host={BEYOND}&port={os.environ['POSTGRES_PORT']}"
+    url = f"postgresql://tester:{quote(os.environ['POSTGRES_PASSWORD'])}@/{database}?{where}"
+    found = await lines(settle(POSTGRES_URL=url))
+    assert BEYOND in found["database"].text
+    assert found["database: TLS"].outcome is WARNING
+
+
+async def test_tls_is_that_of_our_own_connection(settle: Settle, cluster: Path, tmp_path: Path) -> None:
+    """Not PgBouncer's to the server."""
+    with scratch_folder() as folder:
+        data = shutil.copytree(cluster, folder / "postgres")
+        _add_certificate(data, self_signed_certificate(tmp_path).read_text())
+        with a_postgres(data, free_port()) as server, pgbouncer_before(server.port) as bouncer:
+            as_owner(server, "ALTER SYSTEM SET ssl = on")
+            as_owner(server, "SELECT pg_reload_conf()")
+            where = {"POSTGRES_SERVER": BEYOND, "POSTGRES_DB": "tester", "POSTGRES_POOL_MODE": "transaction"}
+            await _wait_for_tls(settle(**where, POSTGRES_PORT=server.port))
+            settings = settle(POSTGRES_PORT=bouncer)
+            async with database_facts.connected(settings) as connection:
+                theirs = await connection.execute(text("SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()"))
+                assert theirs.scalar_one() is True
+            found = (await lines(settings))["database: TLS"]
+    assert found.outcome is WARNING
+    assert "client_tls_sslmode" in found.remedy
+
+
+def _add_certificate(data: Path, certificate: str) -> None:
+    """Both, certificate and key, as PostgreSQL wants to have them."""
+    for name in ("server.crt", "server.key"):
+        file = data / name
+        file.touch(0o600)
+        file.write_text(certificate)
+        if identity():
+            os.chown(file, identity()["user"], identity()["group"])
+
+
+async def _wait_for_tls(settings: Settings) -> None:
+    patience = time.monotonic() + 20
+    while (await lines(settings))["database: TLS"].text != "encrypted":
+        assert time.monotonic() < patience
+
+
 async def test_a_wrong_password(settle: Settle) -> None:
     right = os.environ["POSTGRES_PASSWORD"]
     found = (await lines(settle(POSTGRES_PASSWORD=SECRET)))["database"]
@@ -321,9 +368,50 @@ async def test_a_replica(settle: Settle, postgres: Postgres, database: str) -> N
         assert (await lines(settle()))["replica: lag"].outcome is OK  # It is paused for less than seconds.
         await asyncio.to_thread(standby.resume)
 
+        assert postgres.process is not None
+        postgres.process.send_signal(signal.SIGSTOP)
+        try:
+            found = await lines(settle())
+        finally:
+            postgres.process.send_signal(signal.SIGCONT)
+        of_replica = {check: line.outcome for check, line in found.items() if "replica" in check}
+        assert found["database"].outcome is FAILED
+        assert of_replica.pop("replica: origin") is of_replica.pop("replica: lag") is WARNING
+        assert of_replica == {
+            "replica": OK,
+            "replica: TLS": WARNING,
+            "replica: connections": OK,
+            "clock: replica": OK,
+        }
+
         found = await lines(settle(POSTGRES_SERVER="127.0.0.1", POSTGRES_URL=url))
         assert found["database: writing"].outcome is FAILED
         assert "POSTGRES_READ_URL" in found["database: writing"].remedy
+
+
+async def test_a_replica_that_has_lost_its_primary(settle: Settle, postgres: Postgres, database: str) -> None:
+    with standby_of(postgres) as standby:
+        url = f"postgresql://tester:{quote(os.environ['POSTGRES_PASSWORD'])}@127.0.0.1:{standby.port}/{database}"
+        assert (await lines(settle(POSTGRES_READ_URL=url)))["replica: lag"].text == "it has all that the primary has"
+
+        await asyncio.to_thread(standby.ask, "ALTER SYSTEM SET primary_conninfo = ''")
+        await asyncio.to_thread(standby.ask, "SELECT pg_reload_conf()")
+        await in_database(database, "CREATE TABLE new (number int)")
+        found = await _lag_once(settle(), lambda lag: "bytes behind" in lag.text and lag.outcome is WARNING)
+        assert "is not connected to where its log comes from" in found.text
+        assert "primary_conninfo" in found.remedy
+
+        await asyncio.to_thread(standby.ask, "ALTER SYSTEM RESET primary_conninfo")
+        await asyncio.to_thread(standby.ask, "SELECT pg_reload_conf()")
+        await _lag_once(settle(), lambda lag: lag.outcome is OK)
+
+
+async def _lag_once(settings: Settings, holds: Callable[[Finding], bool]) -> Finding:
+    """The finding, as soon as it is such."""
+    patience = time.monotonic() + 20
+    while not holds(found := (await lines(settings))["replica: lag"]):
+        assert time.monotonic() < patience, found
+    return found
 
 
 async def test_a_replica_that_is_none(settle: Settle, postgres: Postgres, database: str) -> None:
@@ -343,10 +431,25 @@ async def test_a_replica_that_is_none(settle: Settle, postgres: Postgres, databa
     assert "correct POSTGRES_READ_URL" in found.remedy
 
 
-@pytest.mark.parametrize(("seconds", "outcome"), [(0.5, OK), (60, WARNING), (REMEMBERED + 1, FAILED)])
-async def test_a_lag(settle: Settle, seconds: float, outcome: Outcome) -> None:
-    facts = replace(await database_facts.ask(settle()), is_replica=True, lag=seconds, is_in_step=False)
-    assert judge_lag(facts).outcome is outcome
+@pytest.mark.parametrize(
+    ("seconds", "position", "is_receiving", "outcome"),
+    [
+        (0.5, 100, True, OK),
+        (60, 100, True, WARNING),
+        (REMEMBERED + 1, 100, True, FAILED),
+        (None, 100, True, WARNING),  # It has taken over nothing since its start.
+        (REMEMBERED + 1, 200, True, OK),  # Nobody has written anything since.
+        (REMEMBERED + 1, 200, False, WARNING),
+        (0.5, 100, False, WARNING),
+        (REMEMBERED + 1, 100, False, FAILED),
+    ],
+)
+async def test_a_lag(
+    settle: Settle, seconds: float | None, position: int, is_receiving: bool, outcome: Outcome
+) -> None:
+    primary = replace(await database_facts.ask(settle()), position=200)
+    facts = replace(primary, is_replica=True, lag=seconds, position=position, is_receiving=is_receiving)
+    assert judge_lag(facts, primary).outcome is outcome
 
 
 # ---- Redis/Valkey ----
@@ -422,6 +525,85 @@ async def test_a_server_with_a_password(settle: Settle, server: Node) -> None:
         assert found["valkey (cache)"].outcome is FAILED
         assert "password" in found["valkey (cache)"].remedy
         assert SECRET not in repr(found)
+
+
+async def test_a_server_that_asks_for_a_certificate(settle: Settle, server: Node, tmp_path: Path) -> None:
+    certificate = self_signed_certificate(tmp_path)
+    query = f"ssl_cert_reqs=none&ssl_certfile={certificate}&ssl_keyfile={certificate}"
+    for asks, outcome, words in ((CERT_REQUIRED, OK, "it asks for a certificate"), (CERT_OPTIONAL, FAILED, "lets in")):
+        async with _behind_tls(server.port, certificate, asks) as port:
+            url = f"rediss://{BEYOND}:{port}/0?{query}"
+            found = await lines(settle(ENVIRONMENT="production", SECRET_KEY=STRONG, REDIS_CACHE_URL=url))
+        assert found["valkey (cache)"].outcome is OK
+        assert found["valkey (cache): password"].outcome is outcome
+        assert words in found["valkey (cache): password"].text
+
+
+@asynccontextmanager
+async def _behind_tls(behind: int, certificate: Path, asks: VerifyMode) -> AsyncIterator[int]:
+    """TLS before a server, for whoever has the certificate. Yields the port. The wheel's Valkey speaks none itself."""
+    context = SSLContext(PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+    context.load_verify_locations(certificate)
+    context.verify_mode = asks
+
+    async def pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        there_reader, there_writer = await asyncio.open_connection("127.0.0.1", behind)
+        with suppress(OSError):
+            await asyncio.gather(_pump(reader, there_writer), _pump(there_reader, writer))
+
+    listening = await asyncio.start_server(pass_on, "127.0.0.1", 0, ssl=context)
+    async with listening:
+        yield listening.sockets[0].getsockname()[1]
+
+
+async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    try:
+        while data := await reader.read(65536):
+            writer.write(data)
+            await writer.drain()
+    finally:
+        writer.close()
+
+
+@pytest.mark.parametrize(
+    ("cache", "queue"),
+    [
+        ("redis://{host}/0", "redis://{host}/1"),
+        ("redis://cache:one@{host}/0", "redis://queue:two@{host}/0"),
+        ("redis://localhost:{port}/0", "redis://127.0.0.1:{port}"),
+        ("redis+cluster://{host},other:7000", "redis://{host}/0"),
+        ("redis+sentinel://one,two/name/1", "redis+sentinel://:two@two:26379/name/0"),
+        ("unix:///run/valkey.sock?db=1", "unix:///run/valkey.sock"),
+    ],
+)
+def test_one_server_is_one_whatever_the_login_and_the_database(settle: Settle, cache: str, queue: str) -> None:
+    where = {"host": "valkey.example:7000", "port": 7000}
+    urls = {"REDIS_CACHE_URL": cache.format(**where), "REDIS_QUEUE_URL": queue.format(**where)}
+    found = {used.url: used.is_shared for used in servers_of(settle(**urls))}
+    assert found == {
+        urls["REDIS_CACHE_URL"]: True,
+        urls["REDIS_QUEUE_URL"]: True,
+        get_settings().redis_rate_limit_url: False,
+    }
+
+
+@pytest.mark.parametrize(
+    "queue", ["redis://valkey.example:7001/0", "redis://other.example:7000/0", "redis+sentinel://valkey.example:7000/a"]
+)
+def test_two_servers_are_two(settle: Settle, queue: str) -> None:
+    used = servers_of(settle(REDIS_CACHE_URL="redis://valkey.example:7000/0", REDIS_QUEUE_URL=queue))
+    assert [server.is_shared for server in used] == [False] * 3
+
+
+async def test_what_would_mend_the_cache_does_not_break_the_queue(settle: Settle, server: Node) -> None:
+    server.client.config_set("maxmemory", 10**8)
+    server.client.execute_command("ACL", "SETUSER", "cache", "on", f">{SECRET}", "allkeys", "+@all")
+    cache, queue = f"redis://cache:{SECRET}@127.0.0.1:{server.port}/1", f"redis://cache:wrong@localhost:{server.port}/0"
+    found = await lines(settle(REDIS_CACHE_URL=cache, REDIS_QUEUE_URL=queue))
+    assert found["valkey cache: eviction"].outcome is WARNING
+    assert "have REDIS_CACHE_URL name a server of its own" in found["valkey cache: eviction"].remedy
+    assert (found["valkey (cache)"].outcome, found["valkey (queue)"].outcome) == (OK, FAILED)
 
 
 async def test_who_may_not_ask_everything_is_told_so(settle: Settle, server: Node) -> None:

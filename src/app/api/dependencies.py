@@ -24,9 +24,9 @@ from app.core.draining import Drain
 from app.core.exceptions.http_exceptions import Forbidden, Problem, Unauthorized, Unprocessable
 from app.core.exceptions.problem_response import request_id_of
 from app.core.logger import note_user
+from app.core.readiness import Dependency
 from app.core.schemas import MAX_ID, VisibleText
 from app.core.security import AccessToken, InvalidToken, decode_access_token
-from app.core.setup import Dependency
 from app.core.utils import queue
 from app.core.utils.cache import identify_caller
 from app.core.utils.queue import LONGEST_NAME, Feed, Job, JobStatus

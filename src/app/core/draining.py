@@ -8,19 +8,19 @@ has not arrived yet. Only then the server's own shutdown begins, which finishes 
 
 import asyncio
 import signal
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import Any, Final
 
 import structlog
 from uvicorn import Server
 
-from app.core.stop_signal import Handler, stop_signals_handled
-
 LINGER: Final = 3.0  # seconds for connections to be closed; proxies have to close those they do not use before that
 LOOK: Final = 0.05  # seconds between two looks
 COUNT: Final = 1.0  # seconds between two looks at how many requests there were
+
+Handler = Callable[[int, Any], Any]  # of a signal: its number, and where the program was
 
 log = structlog.stdlib.get_logger("slipway.server")
 
@@ -30,68 +30,88 @@ class Drain:
 
     Attributes:
         begun: whether it was.
+        last_calls: called when no more connections are taken: what streams an answer would hold one for long.
     """
 
-    def __init__(self, delay: float) -> None:
-        """`delay`: seconds for which it goes on serving. Without any, it stops as servers usually do."""
+    def __init__(self, delay: float, *, linger: bool) -> None:
+        """
+        Args:
+            delay: seconds for which it goes on serving.
+            linger: whether it waits for its connections to be closed then.
+        """
         self.begun = False
+        self.last_calls: list[Callable[[], None]] = []
         self._delay = delay
+        self._linger = linger
         self._loop = asyncio.get_running_loop()
-        self._task: asyncio.Task[None] | None = None
-        self._watch: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
 
     def instead_of(self, usual: Handler) -> Handler:
         """The handler of a signal: the server's own is called once it is time."""
         server = _server_of(usual)
-        if server is not None and server.limit_max_requests and self._watch is None:
+        if server is not None and server.limit_max_requests:
             limit = server.limit_max_requests
             server.__dict__["limit_max_requests"] = None  # It is ours to look after: uvicorn would end at once.
-            self._watch = self._loop.create_task(self._end_after(limit, server))
+            self._tasks.append(self._loop.create_task(self._end_after(limit, server)))
 
         def handle(number: int, frame: Any) -> None:
-            self._loop.call_soon_threadsafe(self._told, number, partial(_stop, usual, number))
+            self._loop.call_soon_threadsafe(self._told, number, usual)
 
         return handle
 
-    def _told(self, number: int, stop: Any) -> None:
+    def _told(self, number: int, usual: Handler) -> None:
+        server = _server_of(usual)
         again, self.begun = self.begun, True
-        if again or not self._delay or number == signal.SIGINT:  # Somebody sits there and waits for it.
-            stop()
-        else:
-            self._task = self._loop.create_task(self._go_on_serving(stop))
+        if number == signal.SIGINT or server is None or not server.started:  # Somebody sits there and waits for it.
+            self._stop(number, usual)
+        elif not again:  # A group of processes hears it twice: by itself, and from the first of them.
+            self._tasks.append(self._loop.create_task(self._drain(server)))
 
-    async def _go_on_serving(self, stop: Any) -> None:
+    def _stop(self, number: int, usual: Handler) -> None:
+        self._make_last_calls()
+        usual(number, None)
+
+    async def _drain(self, server: Server) -> None:
         log.info("told to stop", serving_for=self._delay)
-        await asyncio.sleep(self._delay)
-        server = _server_of(stop.args[0])
-        if server is not None:
-            await _use_up_connections(server)
-        stop()
+        try:
+            await asyncio.sleep(self._delay)
+            await self._use_up_connections(server)
+        finally:
+            # Not by uvicorn's handler, which has the process killed by the same signal in the end.
+            server.should_exit = True
 
     async def _end_after(self, requests: int, server: Server) -> None:
         """Another process takes its place, and beside it others are ready: nobody has to notice."""
         while server.server_state.total_requests < requests:  # noqa: ASYNC110 -- uvicorn has no event
             await asyncio.sleep(COUNT)
-        log.info("as many requests as it was to serve", requests=requests)
-        await _use_up_connections(server)
-        server.should_exit = True
+        if not self.begun:
+            log.info("as many requests as it was to serve", requests=requests)
+            await self._use_up_connections(server)
+            server.should_exit = True
+
+    async def _use_up_connections(self, server: Server) -> None:
+        self._make_last_calls()
+        if not self._linger:
+            return
+        for listening in server.servers:
+            listening.close()
+        # What tells a client, in an answer, that no other will come on this connection.
+        last = (b"connection", b"close")
+        server.config.encoded_headers.append(last)
+        state = server.server_state
+        state.default_headers = [*state.default_headers, last]
+        deadline = self._loop.time() + LINGER
+        while state.connections and self._loop.time() < deadline:  # noqa: ASYNC110 -- uvicorn has no event
+            await asyncio.sleep(LOOK)
+
+    def _make_last_calls(self) -> None:
+        for call in self.last_calls:
+            call()
 
     def close(self) -> None:
         """Nothing more is waited for."""
-        for task in (self._task, self._watch):
-            if task is not None:
-                task.cancel()
-
-
-@contextmanager
-def draining(delay: float) -> Iterator[Drain]:
-    """Stops the process that way when it is told to, meanwhile."""
-    drain = Drain(delay)
-    try:
-        with stop_signals_handled(drain.instead_of):
-            yield drain
-    finally:
-        drain.close()
+        for task in self._tasks:
+            task.cancel()
 
 
 def _server_of(handler: Handler) -> Server | None:
@@ -99,25 +119,30 @@ def _server_of(handler: Handler) -> Server | None:
     return server if isinstance(server, Server) else None
 
 
-def _stop(usual: Handler, number: int) -> None:
-    """As the server would by itself; but it does not kill its process with the same signal afterwards, as uvicorn does.
+@contextmanager
+def draining(delay: float, *, linger: bool) -> Iterator[Drain]:
+    """Has the process stop that way when it is told to, meanwhile.
 
-    An orderly end is exit code 0.
+    Where it has no server that handles SIGTERM and SIGINT, as in a test, nothing is changed.
     """
-    server = _server_of(usual)
-    if server is not None and number == signal.SIGTERM and not server.should_exit:
-        server.should_exit = True
-    else:
-        usual(number, None)
+    drain = Drain(delay, linger=linger)
+    changed = _handle_signals(drain) if threading.current_thread() is threading.main_thread() else {}
+    try:
+        yield drain
+    finally:
+        for number, (usual, ours) in changed.items():
+            if signal.getsignal(number) is ours:
+                signal.signal(number, usual)
+        drain.close()
 
 
-async def _use_up_connections(server: Server) -> None:
-    for listening in server.servers:
-        listening.close()
-    # What tells a client, in an answer, that no other will come on this connection.
-    server.config.encoded_headers.append((b"connection", b"close"))
-    state = server.server_state
-    state.default_headers = [*state.default_headers, (b"connection", b"close")]
-    deadline = asyncio.get_running_loop().time() + LINGER
-    while state.connections and asyncio.get_running_loop().time() < deadline:  # noqa: ASYNC110 -- uvicorn has no event
-        await asyncio.sleep(LOOK)
+def _handle_signals(drain: Drain) -> dict[signal.Signals, tuple[Handler, Handler]]:
+    """Which handlers were, and are now."""
+    changed = {}
+    for number in (signal.SIGTERM, signal.SIGINT):
+        usual = signal.getsignal(number)
+        if callable(usual) and usual != signal.default_int_handler:
+            ours = drain.instead_of(usual)
+            signal.signal(number, ours)
+            changed[number] = (usual, ours)
+    return changed

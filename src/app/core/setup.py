@@ -1,8 +1,7 @@
 """Builds an application: what its settings switch on is opened, checked and closed here."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -43,9 +42,10 @@ from app.core.exceptions.http_exceptions import ServiceUnavailable
 from app.core.exceptions.problem_response import add_problem_handlers, answer_to
 from app.core.metrics import add_metrics
 from app.core.metrics.pools import pools_measured
+from app.core.metrics.readiness import look_at
 from app.core.openapi import add_openapi
+from app.core.readiness import Dependency
 from app.core.route_table import add_route_table
-from app.core.stop_signal import on_stop_signal
 from app.core.tracing import is_traced, open_tracing
 from app.core.utils import queue
 from app.core.utils.cache import check_cached_routes, open_cache
@@ -62,21 +62,6 @@ from app.middleware.rate_limit_middleware import RateLimitMiddleware
 from app.middleware.replica_middleware import ReplicaMiddleware
 from app.middleware.request_context_middleware import RequestContextMiddleware
 from app.middleware.tracing_middleware import TracingMiddleware
-
-
-@dataclass(frozen=True, slots=True)
-class Dependency:
-    """A service the app talks to.
-
-    Attributes:
-        name: what `/ready` calls it.
-        check: returns when it is well, raises when it is not.
-        required: whether the app is of no use without it. Others being away only degrades it.
-    """
-
-    name: str
-    check: Callable[[], Awaitable[object]]
-    required: bool = False
 
 
 def create_application(
@@ -116,7 +101,9 @@ def create_application(
     add_route_table(app)
     _add_docs_where_allowed(app, settings, docs_guard)
     if isinstance(settings, MetricsSettings):
-        counts = [queue.count_jobs] if settings.inherits(PostgresSettings, RedisQueueSettings) else []
+        counts = [lambda: look_at(app.state.dependencies)]
+        if settings.inherits(PostgresSettings, RedisQueueSettings):
+            counts.append(queue.count_jobs)
         is_local = environment_of(settings) is EnvironmentOption.LOCAL
         add_metrics(app, settings.METRICS_TOKEN, open_to_all=is_local, counts=counts)
     _add_middleware(app, settings)
@@ -178,7 +165,9 @@ async def _lifespan(app: FastAPI, inner: Any) -> AsyncIterator[Any]:
     async with AsyncExitStack() as stack:
         found: list[Dependency] = []
         await stack.enter_async_context(open_tracing(settings))
-        app.state.drain = stack.enter_context(draining(getattr(settings, "SHUTDOWN_DELAY_SECONDS", 0)))
+        # In `local` there is no proxy whose connections to use up, but somebody who waits for a reload.
+        linger = environment_of(settings) is not EnvironmentOption.LOCAL
+        app.state.drain = stack.enter_context(draining(getattr(settings, "SHUTDOWN_DELAY_SECONDS", 0), linger=linger))
         links: dict[str, AnyLink] = {}  # by address: of one server that hangs, that is found out once
         measured_pools: dict[str, AsyncEngine] = {}
         measured_links: dict[str, AnyLink] = {}
@@ -208,17 +197,19 @@ async def _lifespan(app: FastAPI, inner: Any) -> AsyncIterator[Any]:
             pool = await stack.enter_async_context(queue.open_queue(settings, shared))
             app.state.job_feed = queue.Feed()
             stack.push_async_callback(app.state.job_feed.close)
-            stack.enter_context(on_stop_signal(app.state.job_feed.end))
+            app.state.drain.last_calls.append(app.state.job_feed.end)
             measured_links["queue"] = current_transport().link
             found.append(Dependency("redis_queue", pool.ping))
         app.state.replica = None
         if isinstance(settings, PostgresSettings) and (url := settings.postgres_read_url) is not None:
             reads = measured_pools["reads"] = create_engine(settings, settings.POSTGRES_POOL_SIZE, url=url)
             stack.push_async_callback(reads.dispose)
-            # The limits' server first: nothing is evicted there.
-            link = measured_links.get("rate_limit") or measured_links.get("cache") or measured_links.get("queue")
+            # The limits' or the queue's server: nothing is evicted there.
+            link = measured_links.get("rate_limit") or measured_links.get("queue") or measured_links.get("cache")
             if link is not None:
                 app.state.replica = Replica(reads, link)
+                await app.state.replica.open()
+                stack.push_async_callback(app.state.replica.close)
                 found.append(Dependency("postgres_read", app.state.replica.ping))
         await stack.enter_async_context(pools_measured(measured_pools, measured_links))
         app.state.dependencies = found

@@ -65,7 +65,7 @@ async def end_my_sessions(
     responses=problems(Unauthorized, Forbidden, UserNotFound),
 )
 async def read_user_sessions(
-    _: CurrentSuperuser, user: UserDep, paging: PagingDep, db: ReadingSessionDep
+    _: CurrentSuperuser, user: UserDep, paging: PagingDep, db: SessionDep
 ) -> Page[LoginSession]:
     """List a user's logins. Superusers only."""
     return await crud_login_sessions.page_of_user(db, paging, user.id)

@@ -137,7 +137,7 @@ async def erase_user(
     response_model=TierRead | None,
     responses=problems(Unauthorized, Forbidden, UserNotFound),
 )
-async def read_user_tier(user: ManagedUser, db: ReadingSessionDep) -> Tier | None:
+async def read_user_tier(user: ManagedUser, db: SessionDep) -> Tier | None:
     """Read a user's tier; null without one."""
     return await crud_tiers.get(db, user.tier_id) if user.tier_id is not None else None
 
@@ -165,8 +165,6 @@ async def update_user_tier(
 
 
 @router.get("/user/{username}/rate_limits", responses=problems(Unauthorized, Forbidden, UserNotFound))
-async def read_user_rate_limits(
-    user: ManagedUser, db: ReadingSessionDep, settings: SettingsDep
-) -> list[EffectiveRateLimit]:
+async def read_user_rate_limits(user: ManagedUser, db: SessionDep, settings: SettingsDep) -> list[EffectiveRateLimit]:
     """List the rate limits that apply to a user: their tier's and, where it has none for every path, the default."""
     return effective_rate_limits(await crud_rate_limits.list_of_tier(db, user.tier_id), settings)

@@ -2,7 +2,6 @@
 
 import asyncio
 from typing import Any
-from uuid import uuid4
 
 import asyncpg
 from sqlalchemy import URL, ExceptionContext, NullPool, event
@@ -93,14 +92,17 @@ def _are_shared(settings: PostgresSettings) -> bool:
 
 
 def _for_shared(settings: PostgresSettings) -> dict[str, Any]:
-    """A prepared statement belongs to the server's connection: it is not kept, and nobody else has its name."""
+    """A prepared statement belongs to the server's connection, which is another one next time.
+
+    So it has no name: the next statement without one takes its place, and nothing is left there that nobody closes.
+    """
     if not _are_shared(settings):
         return {}
     return {
         "connection_class": _SharedConnection,
         "statement_cache_size": 0,
         "prepared_statement_cache_size": 0,
-        "prepared_statement_name_func": lambda: f"slipway_{uuid4().hex}",
+        "prepared_statement_name_func": lambda: "",
     }
 
 

@@ -78,7 +78,7 @@ def _judge_encryption(facts: DatabaseFacts) -> Finding:
         return ok(check, "encrypted")
     if facts.is_local:
         return ok(check, "not needed on one machine")
-    remedy = "add ?sslmode=require to POSTGRES_URL, once the server has ssl = on"
+    remedy = "add ?sslmode=require to POSTGRES_URL, once the server has ssl = on (PgBouncer: client_tls_sslmode)"
     return warning(check, "passwords and data cross the network in clear text", remedy)
 
 

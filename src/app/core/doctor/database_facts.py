@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from sqlalchemy import URL, text
 from sqlalchemy.exc import DBAPIError
@@ -27,11 +27,12 @@ _FACTS: Final = text(
     " CAST(current_setting('superuser_reserved_connections') AS int)"
     " + CAST(coalesce(current_setting('reserved_connections', true), '0') AS int) AS reserved,"
     " nullif(rolconnlimit, -1) AS role_limit, nullif(datconnlimit, -1) AS database_limit,"
-    " (SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()) AS is_encrypted,"
     " (SELECT count(*) FROM pg_stat_activity WHERE datid IS NOT NULL AND usesysid IS NOT NULL"
     " AND application_name IS DISTINCT FROM 'slipway') AS others,"
     " extract(epoch FROM now() - pg_last_xact_replay_timestamp()) AS lag,"
-    " pg_last_wal_receive_lsn() = pg_last_wal_replay_lsn() AS is_in_step"
+    # A place in the log as a number of bytes. What is not flushed yet is sent to no replica.
+    " CAST(CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_flush_lsn() END - '0/0'"
+    " AS bigint) AS position, EXISTS (SELECT FROM pg_stat_wal_receiver) AS is_receiving"
     " FROM pg_database, pg_roles WHERE datname = current_database() AND rolname = current_user"
 )
 _CLUSTER: Final = text("SELECT system_identifier FROM pg_control_system()")
@@ -43,9 +44,11 @@ class DatabaseFacts:
 
     Attributes:
         address: host, port and name.
+        is_encrypted: whether we speak TLS with it, or with the PgBouncer in between.
         others: connections that are not ours.
         lag: seconds since the last transaction that a replica has taken over; None at a primary.
-        is_in_step: whether a replica has all that it was sent; None at a primary.
+        position: the place in the log, in bytes, up to which a primary has written and a replica has taken over.
+        is_receiving: whether a replica is connected to where its log comes from; False at a primary.
         cluster: the number that a primary shares with its replicas and nobody else; None where it is not told.
     """
 
@@ -64,7 +67,8 @@ class DatabaseFacts:
     is_encrypted: bool
     others: int
     lag: float | None
-    is_in_step: bool | None
+    position: int | None
+    is_receiving: bool
     cluster: int | None
     clock: Clock
 
@@ -96,7 +100,8 @@ async def ask(settings: PostgresSettings, url: URL | None = None) -> DatabaseFac
         where = url or settings.postgres_url
         return DatabaseFacts(
             address=address_of(where),
-            is_local=is_this_machine(where.host),
+            is_local=all(map(is_this_machine, _hosts(where))),
+            is_encrypted=await _is_encrypted(connection),
             clock=clock,
             cluster=await _cluster(connection),
             **facts | {"lag": None if facts["lag"] is None else float(facts["lag"])},
@@ -105,7 +110,19 @@ async def ask(settings: PostgresSettings, url: URL | None = None) -> DatabaseFac
 
 def address_of(url: URL) -> str:
     """Where it is, without user and password."""
-    return f"{url.host or 'the local socket'}:{url.port or 5432}/{url.database}"
+    host = ", ".join(filter(None, _hosts(url))) or "the local socket"
+    return f"{host}:{url.port or 5432}/{url.database}"
+
+
+def _hosts(url: URL) -> tuple[str | None, ...]:
+    written = url.query.get("host", url.host)  # SQLAlchemy prefers the query's, of which there can be several.
+    return written if isinstance(written, tuple) else (written,)
+
+
+async def _is_encrypted(connection: AsyncConnection) -> bool:
+    # By the connection itself: behind PgBouncer, pg_stat_ssl tells of PgBouncer's connection to the server.
+    driver: Any = (await connection.get_raw_connection()).driver_connection
+    return driver._transport.get_extra_info("ssl_object") is not None
 
 
 async def _now(connection: AsyncConnection) -> float:

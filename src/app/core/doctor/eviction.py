@@ -1,13 +1,15 @@
-"""What a full Redis/Valkey does: a cache may forget, the limits and the queue may not."""
+"""What a full Redis/Valkey does: a cache may forget; the limits, the queue and who has written may not."""
 
 from typing import Final
 
 from app.core.doctor.finding import Finding, failed, ok, warning
 
 CACHE, LIMITS, QUEUE = "cache", "limits", "queue"
+NOTES = "notes"  # of who has written, which `core/db/replica.py` makes
 _NEVER: Final = "noeviction"
 _LOST: Final = {
     LIMITS: "a count that is evicted is a limit forgotten",
+    NOTES: "of whom it is forgotten that they have written, a replica that is behind shows what was before",
     QUEUE: "a queue that is evicted is work put off, or lost where there is no PostgreSQL",
 }
 
@@ -16,7 +18,7 @@ def judge_eviction(use: str, setting: str, address: str, maxmemory: int, policy:
     """One finding.
 
     Args:
-        use: one of `cache`, `limits`, `queue`.
+        use: one of `cache`, `limits`, `notes`, `queue`.
         setting: the variable that says where the server is.
         address: of the server.
         maxmemory: in bytes; 0 for no limit, and then nothing is evicted.

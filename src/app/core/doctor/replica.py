@@ -1,5 +1,12 @@
 """The replica that answers what is only read."""
 
+import asyncio
+import time
+from math import inf
+from typing import Final
+
+from sqlalchemy import URL
+
 from app.core.config import PostgresSettings
 from app.core.db.engine import DatabaseUnavailable
 from app.core.db.replica import REMEMBERED
@@ -10,7 +17,9 @@ from app.core.doctor.database_facts import DatabaseFacts, address_of, ask
 from app.core.doctor.finding import Finding, failed, ok, warning
 
 CHECK = "replica"
-LONGEST_LAG = 10.0  # seconds
+LONGEST_LAG: Final = 10.0  # seconds
+PRIMARY_SECONDS: Final = 1.0  # to answer, while the replica does: half of what a start has for all its questions
+CATCH_UP: Final = 1.0  # seconds, for what was on its way while both were asked
 
 
 async def check_replica(settings: PostgresSettings, fleet: Fleet) -> list[Finding]:
@@ -19,13 +28,15 @@ async def check_replica(settings: PostgresSettings, fleet: Fleet) -> list[Findin
     if url is None:
         return []
     try:
-        facts = await ask(settings, url)
+        facts, primary = await _ask_both(settings, url)
+        if facts.is_replica and primary is not None:
+            facts = await _given_time(settings, url, facts, primary)
     except DatabaseUnavailable as error:
         return [away(CHECK, address_of(url), error, "POSTGRES_READ_URL")]
     return [
         ok(CHECK, f"PostgreSQL {facts.version_name} at {facts.address}"),
-        await _judge_origin(settings, facts),
-        judge_lag(facts),
+        _judge_origin(facts, primary),
+        *([judge_lag(facts, primary)] if facts.is_replica else []),
         _judge_encryption(facts),
         _judge_connections(settings, facts, fleet),
         judge_clock(CHECK, facts.clock),
@@ -35,15 +46,45 @@ async def check_replica(settings: PostgresSettings, fleet: Fleet) -> list[Findin
 async def certain_faults_of_replica(settings: PostgresSettings) -> list[Finding]:
     """What no waiting mends. Raises: DatabaseUnavailable."""
     url = settings.postgres_read_url
-    return [] if url is None else [await _judge_origin(settings, await ask(settings, url))]
+    return [] if url is None else [_judge_origin(*await _ask_both(settings, url))]
 
 
-async def _judge_origin(settings: PostgresSettings, facts: DatabaseFacts) -> Finding:
-    check = f"{CHECK}: origin"
+async def _ask_both(settings: PostgresSettings, url: URL) -> tuple[DatabaseFacts, DatabaseFacts | None]:
+    """The replica, and the primary, if that answers soon. Raises: DatabaseUnavailable when the replica is away."""
+    asked = asyncio.ensure_future(_ask_primary(settings))
     try:
-        primary = await ask(settings)
-    except DatabaseUnavailable:
-        return warning(check, "it cannot be compared to the primary, which is away", "see `database`")
+        return await ask(settings, url), await asked
+    finally:
+        asked.cancel()
+
+
+async def _ask_primary(settings: PostgresSettings) -> DatabaseFacts | None:
+    try:
+        async with asyncio.timeout(PRIMARY_SECONDS):
+            return await ask(settings)
+    except (DatabaseUnavailable, TimeoutError):
+        return None
+
+
+async def _given_time(
+    settings: PostgresSettings, url: URL, facts: DatabaseFacts, primary: DatabaseFacts
+) -> DatabaseFacts:
+    """The replica's facts once it has come to where the primary was, or after a moment."""
+    patience = time.monotonic() + CATCH_UP
+    while _bytes_behind(facts, primary) and time.monotonic() < patience:
+        await asyncio.sleep(0.1)
+        facts = await ask(settings, url)
+    return facts
+
+
+def _bytes_behind(facts: DatabaseFacts, primary: DatabaseFacts) -> int:
+    return max(0, (primary.position or 0) - (facts.position or 0))
+
+
+def _judge_origin(facts: DatabaseFacts, primary: DatabaseFacts | None) -> Finding:
+    check = f"{CHECK}: origin"
+    if primary is None:
+        return warning(check, "it cannot be compared to the primary, which does not answer", "see `database`")
     if None not in (primary.cluster, facts.cluster) and primary.cluster != facts.cluster:
         return failed(
             check,
@@ -57,23 +98,31 @@ async def _judge_origin(settings: PostgresSettings, facts: DatabaseFacts) -> Fin
     return ok(check, "a replica of the primary" if facts.cluster else "a replica")
 
 
-def judge_lag(facts: DatabaseFacts) -> Finding:
+def judge_lag(facts: DatabaseFacts, primary: DatabaseFacts | None) -> Finding:
+    """By what the primary has, not by what the replica was sent: a connection that is lost would look like none."""
     check = f"{CHECK}: lag"
-    if facts.lag is None or facts.is_in_step:
-        return ok(check, "in step with what it was sent")
+    if primary is None:
+        return warning(check, "it cannot be told: the primary does not answer", "see `database`")
+    behind = _bytes_behind(facts, primary)
+    lag = inf if facts.lag is None else facts.lag
+    text = "it has all that the primary has"
+    if behind:
+        since = "nothing since its start" if facts.lag is None else f"the last transaction {facts.lag:.1f} s ago"
+        text = f"{behind} bytes behind the primary; it has taken over {since}"
     remedy = "look at pg_stat_replication on the primary, and at long queries on the replica"
-    if facts.lag > REMEMBERED:
-        return failed(check, f"{facts.lag:.0f} s behind: who has written does not read it for sure", remedy)
-    if facts.lag > LONGEST_LAG:
-        return warning(check, f"{facts.lag:.1f} s behind", remedy)
-    return ok(check, f"{facts.lag:.1f} s behind")
+    if behind and REMEMBERED < lag < inf:
+        return failed(check, f"{text}: who has written does not read it for sure", remedy)
+    if not facts.is_receiving:
+        remedy = "look at primary_conninfo, and into the log, of the replica"
+        return warning(check, f"{text}, and is not connected to where its log comes from", remedy)
+    return warning(check, text, remedy) if behind and lag > LONGEST_LAG else ok(check, text)
 
 
 def _judge_encryption(facts: DatabaseFacts) -> Finding:
     check = f"{CHECK}: TLS"
     if facts.is_encrypted or facts.is_local:
         return ok(check, "encrypted" if facts.is_encrypted else "not needed on one machine")
-    remedy = "add ?sslmode=require to POSTGRES_READ_URL, once the server has ssl = on"
+    remedy = "add ?sslmode=require to POSTGRES_READ_URL, once the server has ssl = on (PgBouncer: client_tls_sslmode)"
     return warning(check, "passwords and data cross the network in clear text", remedy)
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from app.core.config import (
     EnvironmentOption,
+    PostgresSettings,
     RateLimitMode,
     RedisCacheSettings,
     RedisQueueSettings,
@@ -13,27 +14,29 @@ from app.core.config import (
     environment_of,
 )
 from app.core.doctor.clock import judge_clock
-from app.core.doctor.eviction import CACHE, LIMITS, QUEUE, judge_eviction
+from app.core.doctor.eviction import CACHE, LIMITS, NOTES, QUEUE, judge_eviction
 from app.core.doctor.finding import Finding, failed, ok, warning
 from app.core.doctor.reason import reason_of
-from app.core.doctor.valkey_facts import ValkeyFacts, addresses_in, ask
+from app.core.doctor.valkey_facts import ValkeyFacts, addresses_in, ask, places_in, says_password
 
 OLDEST = 7  # Redis's version; every Valkey says it is 7.2.4
 
 
 @dataclass(frozen=True, slots=True)
 class Used:
-    """A server, or cluster, and what it is used for.
+    """A URL of a server, or cluster, and what it is used for.
 
     Attributes:
-        uses: some of `cache`, `limits`, `queue`.
+        uses: some of `cache`, `limits`, `notes`, `queue`.
         setting: the variables that say where it is.
+        is_shared: whether the server is used for something else besides, be it with another login or database.
     """
 
     url: str
     uses: tuple[str, ...]
     setting: str
     is_production: bool
+    is_shared: bool
 
     @property
     def name(self) -> str:
@@ -42,23 +45,37 @@ class Used:
 
 
 def servers_of(settings: SettingsGroup) -> list[Used]:
-    """Each server once, whatever it is used for."""
+    """Each URL once, whatever it is used for: each login, and each database, has to be let in."""
     uses: dict[str, list[tuple[str, str]]] = {}
     if isinstance(settings, RedisCacheSettings):
         uses.setdefault(settings.redis_cache_url, []).append((CACHE, "REDIS_CACHE_URL"))
-    if isinstance(settings, RedisRateLimiterSettings) and settings.RATE_LIMIT_MODE is not RateLimitMode.OFF:
-        uses.setdefault(settings.redis_rate_limit_url, []).append((LIMITS, "REDIS_RATE_LIMIT_URL"))
+    if isinstance(settings, RedisRateLimiterSettings) and (kept := _kept_with_limits(settings)):
+        uses.setdefault(settings.redis_rate_limit_url, []).append((kept, "REDIS_RATE_LIMIT_URL"))
     if isinstance(settings, RedisQueueSettings):
         uses.setdefault(settings.redis_queue_url, []).append((QUEUE, "REDIS_QUEUE_URL"))
     is_production = environment_of(settings) is EnvironmentOption.PRODUCTION
     return [
-        Used(url, tuple(use for use, _ in of), ", ".join(name for _, name in of), is_production)
+        Used(
+            url,
+            tuple(use for use, _ in of),
+            ", ".join(name for _, name in of),
+            is_production,
+            is_shared=len(of) > 1 or any(url != other and places_in(url) & places_in(other) for other in uses),
+        )
         for url, of in uses.items()
     ]
 
 
+def _kept_with_limits(settings: RedisRateLimiterSettings) -> str | None:
+    """What `core/setup.py` keeps on the limits' server: the notes of who has written as well, limits or not."""
+    if settings.RATE_LIMIT_MODE is not RateLimitMode.OFF:
+        return LIMITS
+    has_replica = isinstance(settings, PostgresSettings) and settings.POSTGRES_READ_URL is not None
+    return NOTES if has_replica else None
+
+
 async def check_valkey(used: Used) -> list[Finding]:
-    """All about one of them."""
+    """All about one of them, with its own login."""
     try:
         servers = await ask(used.url)
     except Exception as error:  # redis-py's kinds; whatever it is, the server cannot be used.
@@ -111,9 +128,13 @@ def judge_server(used: Used, facts: ValkeyFacts) -> Iterator[Finding]:
 
 
 def _judge_password(used: Used, facts: ValkeyFacts) -> Finding:
+    """Never a certain fault: managed services in a private network come without a password, and work.
+
+    So a start warns of it. The doctor, who is asked for what could be better, fails.
+    """
     check = f"{used.name}: password"
     if not facts.lets_in_anybody:
-        return ok(check, "it asks for one")
+        return ok(check, f"it asks for {'one' if says_password(used.url) else 'a certificate'}")
     if facts.is_local:
         return ok(check, "none, on this machine")
     text = f"{facts.address} lets in whoever reaches it, without a password"
@@ -134,7 +155,7 @@ def _judge_eviction(used: Used, facts: ValkeyFacts) -> Iterator[Finding]:
         return
     maxmemory, policy = int(facts.info.get("maxmemory", "0")), facts.info["maxmemory_policy"]
     for use, setting in zip(used.uses, used.setting.split(", "), strict=True):
-        yield judge_eviction(use, setting, facts.address, maxmemory, policy, is_shared=len(used.uses) > 1)
+        yield judge_eviction(use, setting, facts.address, maxmemory, policy, is_shared=used.is_shared)
 
 
 def _judge_persistence(info: dict[str, str]) -> Finding:

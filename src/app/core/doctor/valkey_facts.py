@@ -11,6 +11,7 @@ from app.core.settings.weaknesses import is_this_machine
 from app.core.utils.redis_link.address import CLUSTER, Host, connections_to, forget_sentinels, parse
 
 CONNECT_SECONDS: Final = 1.5
+_PASSWORD, _CERTIFICATE = ("username", "password"), ("ssl_certfile", "ssl_keyfile", "ssl_password")
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +21,7 @@ class ValkeyFacts:
     Attributes:
         address: host and port, or the socket.
         info: INFO's lines; None when this user may not ask for it.
-        lets_in_anybody: whether it answers without a password.
+        lets_in_anybody: whether it answers without a password, and without a certificate of ours.
         is_encrypted: whether we speak TLS with it.
         cluster_state: `ok` or not; None outside of a cluster.
     """
@@ -72,13 +73,13 @@ async def connected(url: str, host: Host | None = None, *, signs_in: bool = True
     Args:
         url: where the server is, password included.
         host: which node of a cluster.
-        signs_in: whether it says the password.
+        signs_in: whether it says the password, and shows our certificate.
     """
     pool = connections_to(url, CONNECT_SECONDS)
     if host is not None:
         pool.connection_kwargs |= {"host": host[0], "port": host[1]}
     if not signs_in:
-        for name in ("username", "password"):
+        for name in (*_PASSWORD, *_CERTIFICATE):
             pool.connection_kwargs.pop(name, None)
     connection = pool.make_connection()  # type: ignore[no-untyped-call]
     try:
@@ -108,6 +109,25 @@ def addresses_in(url: str) -> str:
     return str(where.get("path") or f"{where.get('host', 'localhost')}:{where.get('port', 6379)}")
 
 
+def places_in(url: str) -> frozenset[str]:
+    """To compare two URLs by: if they have one in common they lead to one server, whatever login or database they say.
+
+    Those of sentinels have the name of their primary.
+    """
+    address = parse(url)
+    if "path" in address.options:
+        return frozenset({str(address.options["path"])})
+    hosts = address.hosts or [(address.options.get("host", "localhost"), address.options.get("port", 6379))]
+    return frozenset(
+        f"{'localhost' if is_this_machine(host) else host.lower()}:{port}/{address.service}" for host, port in hosts
+    )
+
+
+def says_password(url: str) -> bool:
+    """Whether there is one in it."""
+    return "password" in parse(url).options
+
+
 async def _ask_one(url: str, host: Host | None = None) -> ValkeyFacts:
     async with connected(url, host) as server:
         await server.call("PING")
@@ -115,13 +135,13 @@ async def _ask_one(url: str, host: Host | None = None) -> ValkeyFacts:
         state = None if host is None else await server.call_if_allowed("CLUSTER", "INFO")
         clock = await read_clock(lambda: _now(server))
         is_local = is_this_machine(server.host)
-        # Who says no password has been let in without one.
-        asks_nothing = "password" not in parse(url).options or await _lets_in_anybody(url, host)
+        # Who says no password, and shows no certificate, has been let in without.
+        asks_nothing = not parse(url).options.keys() & {"password", "ssl_certfile"}
         return ValkeyFacts(
             address=server.address,
             is_local=is_local,
             is_encrypted=url.startswith("rediss"),
-            lets_in_anybody=asks_nothing,
+            lets_in_anybody=asks_nothing or await _lets_in_anybody(url, host),
             info=None if info is None else _pairs(info),
             cluster_state=None if state is None else _pairs(state).get("cluster_state"),
             clock=clock,

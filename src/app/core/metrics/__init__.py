@@ -51,9 +51,9 @@ def add_metrics(
         if token is not None and not _is_same(sent.credentials if sent else "", token):
             raise MetricsUnauthorized
         await asyncio.gather(*map(_up_to_date, counts))
-        return Response(
-            generate_latest(registry()), media_type=CONTENT_TYPE_LATEST, headers={"Cache-Control": "no-store"}
-        )
+        # In a thread: of several processes there are files to lock, to read and to add up.
+        text = await asyncio.to_thread(generate_latest, registry())
+        return Response(text, media_type=CONTENT_TYPE_LATEST, headers={"Cache-Control": "no-store"})
 
     app.add_api_route(PATH, metrics, include_in_schema=False)
 

@@ -1,8 +1,12 @@
-"""What is refused in production: secrets that can be guessed or are sent in clear text, and everybody as a proxy."""
+"""What is refused in production: secrets that can be guessed or are sent in clear text, and everybody as a proxy.
+
+What a guess costs is estimated by zxcvbn (Wheeler, "zxcvbn: Low-Budget Password Strength Estimation", USENIX 2016).
+"""
 
 import ipaddress
 from collections.abc import Callable, Iterator
 from typing import Any, Final, NamedTuple
+from urllib.parse import urlsplit
 
 from pydantic import SecretStr
 from sqlalchemy import make_url
@@ -12,6 +16,14 @@ from app.core.keyring import parse_key
 from app.core.utils.redis_link.address import parse as parse_redis_url
 
 _EXAMPLES: Final = ("change", "secret", "example", "password", "postgres", "admin")
+_SHORTEST: Final = 12  # characters of a password
+_LOOKED_AT: Final = 40  # characters of a secret: what follows makes none weaker, and takes ever longer to look at
+# Guesses. A server has to be asked about each of a password. What is signed is with everybody: their own machines will
+# do, at some 10^10 a second.
+_OF_PASSWORD: Final = 10**10
+_OF_SIGNING_KEY: Final = 10**20
+_LEAST_DIFFERENT: Final = 6  # characters of a key. 3 in 100,000 of `openssl rand -hex 8` have fewer.
+_HARMLESS_HEADERS: Final = ("x-scope-orgid",)  # whose data it is: no login
 _WIDEST: Final = {4: 8, 6: 16}  # bits of a public network; those of the largest content delivery networks are smaller
 _OURS: Final = tuple(
     ipaddress.ip_network(network)
@@ -79,6 +91,21 @@ def _in_clear_text(settings: Any) -> Iterator[Weakness]:
             yield Weakness(
                 name, f"{name} must not begin with http: in production: the token would be sent in clear text."
             )
+    if _sends_headers_in_clear_text(settings):
+        yield Weakness(
+            "OTEL_EXPORTER_OTLP_ENDPOINT",
+            "OTEL_EXPORTER_OTLP_ENDPOINT must not begin with http: in production, where OTEL_EXPORTER_OTLP_HEADERS are"
+            " set: a login would be sent in clear text.",
+        )
+
+
+def _sends_headers_in_clear_text(settings: Any) -> bool:
+    collector = urlsplit(getattr(settings, "OTEL_EXPORTER_OTLP_ENDPOINT", None) or "")
+    headers: SecretStr | None = getattr(settings, "OTEL_EXPORTER_OTLP_HEADERS", None)
+    if collector.scheme != "http" or is_this_machine(collector.hostname) or headers is None:
+        return False
+    names = {header.partition("=")[0].strip().lower() for header in headers.get_secret_value().split(",")}
+    return not names <= {"", *_HARMLESS_HEADERS}
 
 
 def _anybodys_word(settings: object) -> Iterator[Weakness]:
@@ -99,21 +126,38 @@ def _is_example(value: str) -> bool:
     return value.lower().startswith(_EXAMPLES)
 
 
-def _is_weak_key(value: str) -> bool:
-    return len(set(value)) < 12 or _is_example(value)
+def _guesses(value: str) -> float:
+    # Imported here: its dictionaries are megabytes that no start outside of production needs.
+    from zxcvbn import zxcvbn
+
+    return float(zxcvbn(value[:_LOOKED_AT])["guesses"])
 
 
-def _has_weak_key(words: str) -> bool:
-    return any(_is_weak_key(parse_key(word).secret) for word in words.split())
+def _is_weak_key(value: str, guesses: int) -> bool:
+    return _is_example(value) or len(set(value)) < _LEAST_DIFFERENT or _guesses(value) < guesses
+
+
+def _is_weak_signing_key(value: str) -> bool:
+    return _is_weak_key(value, _OF_SIGNING_KEY)
+
+
+def _has_weak_signing_key(words: str) -> bool:
+    return any(_is_weak_signing_key(parse_key(word).secret) for word in words.split())
+
+
+def _is_weak_token(value: str) -> bool:
+    return _is_weak_key(value, _OF_PASSWORD)
 
 
 def _is_weak_password(value: str) -> bool:
-    return len(value) < 12 or _is_example(value)
+    return _is_example(value) or len(value) < _SHORTEST or _guesses(value) < _OF_PASSWORD
 
 
-def _has_weak_password(url: str) -> bool:
-    password = make_url(url).password
-    return password is not None and _is_weak_password(str(password))
+def _has_weak_password(text: str) -> bool:
+    url = make_url(text)
+    written = url.query.get("password", url.password)  # asyncpg prefers the query's.
+    passwords = (written,) if isinstance(written, str) else written or ()
+    return any(_is_weak_password(password) for password in passwords)
 
 
 def _has_weak_redis_password(url: str) -> bool:
@@ -123,8 +167,8 @@ def _has_weak_redis_password(url: str) -> bool:
 
 
 _WEAK: Final[dict[str, Callable[[str], bool]]] = {
-    "SECRET_KEY": _is_weak_key,
-    "OTHER_SECRET_KEYS": _has_weak_key,
+    "SECRET_KEY": _is_weak_signing_key,
+    "OTHER_SECRET_KEYS": _has_weak_signing_key,
     "POSTGRES_PASSWORD": _is_weak_password,
     "POSTGRES_URL": _has_weak_password,
     "POSTGRES_READ_URL": _has_weak_password,
@@ -132,6 +176,6 @@ _WEAK: Final[dict[str, Callable[[str], bool]]] = {
     "REDIS_QUEUE_URL": _has_weak_redis_password,
     "REDIS_RATE_LIMIT_URL": _has_weak_redis_password,
     "ADMIN_PASSWORD": _is_weak_password,
-    "METRICS_TOKEN": _is_weak_key,
+    "METRICS_TOKEN": _is_weak_token,
     "SMTP_PASSWORD": _is_example,  # How long it is, the mail provider decides.
 }

@@ -6,10 +6,13 @@ from contextlib import asynccontextmanager
 from time import perf_counter
 
 import pytest
+from pydantic import SecretStr
 
+from app.core.config import Settings
 from app.core.utils.cache.server_clock import CLOCK_SLACK
 from app.core.utils.cache.store import NOTES, Lease, Store
 from app.core.utils.redis_link import ClusterLink, LinkDown, LinkError
+from tests.conftest import client_of, whole_app
 from tests.core.utils.test_redis_cluster import Move
 from tests.core.utils.test_redis_link import nothing_unseen, until
 from tests.redis_topologies import RedisCluster, patiently, redis_cluster
@@ -194,3 +197,19 @@ async def test_a_probe_misses_any_primary(nodes: RedisCluster) -> None:
             await until_it_knows_the_time(store)
             with node.stopped(), pytest.raises(LinkDown):
                 await store.probe()
+
+
+async def test_the_limits_share_its_connections_where_the_address_is_the_same(
+    nodes: RedisCluster, settings: Settings
+) -> None:
+    app = whole_app()
+    url = {name: SecretStr(nodes.url()) for name in ("REDIS_CACHE_URL", "REDIS_RATE_LIMIT_URL")}
+    app.state.settings = settings.model_copy(update=url)
+    async with app.router.lifespan_context(app), client_of(app) as client:
+        assert app.state.rate_limiter.link is app.state.cache.store.link
+        answer = await client.get("tiers")
+        assert answer.status_code == 200
+        assert "RateLimit" in answer.headers
+        dependencies = (await client.get("ready")).json()["dependencies"]
+        assert (dependencies["redis_cache"], dependencies["redis_rate_limit"]) == ("up", "up")
+    assert any(node.client.keys("rate:*") for node in nodes.primaries)

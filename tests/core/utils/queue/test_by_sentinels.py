@@ -6,18 +6,20 @@ from typing import Any
 
 import pytest
 from arq.connections import RedisSettings
-from arq.worker import Worker, async_check_health, func
+from arq.worker import async_check_health, func
 from redis.exceptions import RedisError
 
 from app.core.config import EnvironmentSettings, RedisQueueSettings, Settings
 from app.core.utils import queue
 from app.core.utils.queue.arq_pool import BySentinels, JobPool, create_pool, pool_to
+from app.core.worker.worker import DurableWorker
 from tests.core.utils.test_redis_link import nothing_unseen
 from tests.redis_topologies import SERVICE, Watched, patiently, watched_by_sentinels
 
 # ARQ closes its client by a name that redis-py has deprecated.
 pytestmark = [pytest.mark.anyio, pytest.mark.filterwarnings("ignore:Call to deprecated close:DeprecationWarning")]
 
+(PLAIN_WORKER,) = DurableWorker.__bases__  # ARQ's; under its own name is ours.
 PASSWORD, OF_SENTINELS = "of-the-servers", "of-the-sentinels"
 
 
@@ -83,7 +85,7 @@ async def test_a_worker_without_a_database_works_on_through_a_failover(watched: 
         done.append(message)
 
     settings = settings_of(watched.url())
-    worker = Worker(
+    worker: Any = PLAIN_WORKER(
         [func(greet, name="greet")],  # type: ignore[arg-type]  # arq wants a protocol of any arguments
         redis_settings=queue.worker_redis_settings(settings),
         handle_signals=False,

@@ -19,6 +19,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from sqlmodel import col, select
 
 from app.core.config import PostgresSettings, RedisQueueSettings
+from app.core.db.commits import note_commit
 from app.core.db.database import reading
 from app.core.utils.queue.lifecycle import request_cancel
 from app.core.utils.queue.sending import JobIdTaken, enqueue_now
@@ -101,6 +102,7 @@ class ArqJob(ArqOwnJob):
             return await super().abort(timeout=timeout, poll_delay=poll_delay)
         async with reading() as db:
             await request_cancel(db, self.job_id)
+        note_commit()
         try:
             await self.result(timeout, poll_delay=poll_delay)
         except asyncio.CancelledError:

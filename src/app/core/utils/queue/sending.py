@@ -11,6 +11,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlmodel.ext.asyncio.session import AsyncSession
 
+from app.core.db.commits import note_commit
 from app.core.db.database import actions_after_commit, after_commit, reading
 from app.core.exceptions.http_exceptions import Conflict
 from app.core.tracing import current_traceparent
@@ -149,6 +150,7 @@ async def enqueue_now(function: str, *args: Any, _queue_name: str = DEFAULT_QUEU
     """`enqueue` in a transaction of its own, which is the statement itself: for what belongs to no other."""
     async with reading() as db:
         enqueued = await enqueue(db, function, *args, _queue_name=_queue_name, **options)
+    note_commit()
     if enqueued.due is not None:
         await send(_queue_name, enqueued.job_id, enqueued.due)
     return enqueued
