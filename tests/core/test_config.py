@@ -7,6 +7,8 @@ import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from random import Random
+from string import ascii_letters, ascii_lowercase, digits, punctuation
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -170,25 +172,21 @@ def test_production_refuses_weak_secrets(weak: dict[str, Any], name: str) -> Non
     assert weak[name] not in str(stopped.value.code)
 
 
-def test_production_takes_what_is_random() -> None:
-    """As `openssl rand -hex` makes it: 2,000 of 8 bytes, and 2,000 of 16. At most one in a hundred, or a million, fails."""
+@pytest.mark.parametrize(("name", "size", "most"), [("METRICS_TOKEN", 8, 20), ("SECRET_KEY", 16, 0)])
+def test_production_takes_what_is_random(name: str, size: int, most: int) -> None:
+    """2,000 keys as `openssl rand -hex` makes them: one in a hundred, or in a million, may be refused."""
     draw = Random(20261125)  # noqa: S311 -- the same in each run
-    refused = dict.fromkeys((8, 16), 0)
-    for size in refused:
-        for _ in range(2000):
-            found = {weakness.name for weakness in weaknesses(Drawn(draw.randbytes(size).hex()))}
-            refused[size] += bool(found)
-    assert refused[8] <= 20
-    assert refused[16] == 0
+    drawn = [SimpleNamespace(**{name: SecretStr(draw.randbytes(size).hex())}) for _ in range(2000)]
+    assert sum(bool(weaknesses(settings)) for settings in drawn) <= most
 
 
-class Drawn:
-    """Secrets that are this one value, where that is long enough."""
-
-    def __init__(self, value: str) -> None:
-        self.METRICS_TOKEN = self.ADMIN_PASSWORD = SecretStr(value)
-        if len(value) >= 32:
-            self.SECRET_KEY = SecretStr(value)
+@pytest.mark.parametrize("name", ["ADMIN_PASSWORD", "POSTGRES_PASSWORD", "METRICS_TOKEN"])
+def test_sixteen_random_characters_are_a_password(name: str) -> None:
+    draw = Random(20261125)  # noqa: S311 -- the same in each run
+    for characters in (ascii_lowercase, ascii_letters + digits, ascii_letters + digits + punctuation):
+        for _ in range(100):
+            value = "".join(draw.choices(characters, k=16))
+            assert weaknesses(SimpleNamespace(**{name: SecretStr(value)})) == []
 
 
 def test_the_dictionaries_are_not_loaded_for_a_local_start() -> None:

@@ -57,5 +57,6 @@ def unknown_names(compose: dict[str, Any]) -> list[str]:
     return found
 
 
-def _outside(names: dict[str, Any], known: set[str], where: str) -> list[str]:
-    return [f"{where}.{name}" for name in names if name not in known]
+def _outside(names: Any, known: set[str], where: str) -> list[str]:
+    """None where there is a short form, which has no names."""
+    return [f"{where}.{name}" for name in names if name not in known] if isinstance(names, dict) else []

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 from app.core.config import (
     EnvironmentOption,
-    PostgresSettings,
     RateLimitMode,
     RedisCacheSettings,
     RedisQueueSettings,
@@ -70,8 +69,7 @@ def _kept_with_limits(settings: RedisRateLimiterSettings) -> str | None:
     """What `core/setup.py` keeps on the limits' server: the notes of who has written as well, limits or not."""
     if settings.RATE_LIMIT_MODE is not RateLimitMode.OFF:
         return LIMITS
-    has_replica = isinstance(settings, PostgresSettings) and settings.POSTGRES_READ_URL is not None
-    return NOTES if has_replica else None
+    return NOTES if getattr(settings, "POSTGRES_READ_URL", None) is not None else None
 
 
 async def check_valkey(used: Used) -> list[Finding]:

@@ -56,7 +56,7 @@ def cache(
         resource_id_type: without `resource_id_name`, the type by which that parameter is found.
         to_invalidate_extra: prefixes and ids of further keys to drop, both with braces. Not with GET.
         pattern_to_invalidate_extra: patterns of further keys to drop, with braces and at least one `*`. Not with GET.
-            Each goes through all keys of the server.
+            Each goes through all keys of the server; in a cluster, twice.
         resource_id: a fixed id instead, for what has none: a list, say.
         private: whether each caller has an answer of their own. By default, when the route has a security scheme
             among its dependencies, and so knows who asks.

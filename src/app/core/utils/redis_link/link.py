@@ -107,6 +107,7 @@ class Link(asyncio.Protocol):
             self._first_try.set()
             self._keeper.cancel()
             await asyncio.wait([self._keeper], timeout=CONNECT_TIMEOUT)
+            await forget_sentinels(self._pool)
         self._abort("closed", expected=True)
 
     def on_change(self, listener: Listener, key: Word | None = None) -> None:
@@ -320,9 +321,8 @@ class Link(asyncio.Protocol):
             async with asyncio.timeout(CONNECT_TIMEOUT):
                 return bool(await pool.sentinel_manager.discover_master(pool.service_name) != self._server)
         except (OSError, RedisError, TimeoutError):  # They do not know.
-            return False
-        finally:
             await forget_sentinels(pool)
+            return False
 
     async def _connect(self) -> None:
         """redis-py makes the connection: TLS, password, database. From then on it is ours."""
