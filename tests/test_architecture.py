@@ -6,12 +6,15 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+from fastapi.dependencies.models import Dependant
 from fastapi.routing import APIRoute, iter_route_contexts
 from sqlmodel import SQLModel
 
 from app import models
 from app.api import build_router
+from app.api.dependencies import get_reading_session
 from app.core.config import Settings
+from app.core.db.database import async_get_db
 from app.core.setup import create_application
 
 APP = Path(__file__).parents[1] / "src" / "app"
@@ -136,3 +139,15 @@ def test_a_table_is_never_a_response_model() -> None:
     for route in iter_route_contexts(app.routes):
         if isinstance(route.original_route, APIRoute):
             assert route.response_model not in tables, route.path
+
+
+def test_no_route_holds_two_connections_of_one_pool() -> None:
+    """Each waits for another's second connection, once all have their first: nobody goes on."""
+
+    def sessions_of(dependant: Dependant) -> set[object]:
+        found = {dependant.call} & {async_get_db, get_reading_session}
+        return found.union(*map(sessions_of, dependant.dependencies))
+
+    routes = [route for route in iter_route_contexts(build_router(Settings()).routes) if hasattr(route, "dependant")]
+    assert any(get_reading_session in sessions_of(route.dependant) for route in routes)
+    assert [route.path for route in routes if len(sessions_of(route.dependant)) > 1] == []

@@ -198,6 +198,10 @@ async def test_tls(certificates: Path) -> None:
     ):
         moved = httpx2.get(f"{nginx.url}{API}/tiers?page=2", headers={"Host": "evil.example"})
         assert (moved.status_code, moved.headers["Location"]) == (308, f"https://api.example.com{API}/tiers?page=2")
+        for url in (nginx.url, nginx.tls_url.replace("https:", "http:")):
+            refused = httpx2.get(url, headers={"Host": "a b"})
+            assert refused.status_code == 400
+            assert_problem(refused, "about:blank")
         port = int(nginx.tls_url.rpartition(":")[2])
         with connected(port) as plain, trusting.wrap_socket(plain, server_hostname="api.example.com") as secured:
             assert secured.selected_alpn_protocol() == "h2"

@@ -85,13 +85,15 @@ def test_a_request_is_logged_once_and_without_what_nobody_may_read(nginx: Nginx)
 
 
 @pytest.mark.parametrize("name", ["default.conf", "many servers", "many-servers.conf", "tls.conf"])
-def test_every_server_has_its_log(name: str) -> None:
+def test_every_server_has_its_log_and_says_why_it_refuses(name: str) -> None:
+    """What stands outside of the servers relies on both."""
     texts = {"default.conf": DEFAULT_CONF.read_text(), "many servers": many_servers(DEFAULT_CONF.read_text())}
     text = texts.get(name) or (NGINX / name).read_text()
     servers = re.findall(r"^server \{\n(.*?)^\}", text, re.MULTILINE | re.DOTALL)
     assert servers
     for block in servers:
         assert "    access_log /dev/stdout slipway;\n" in block
+        assert "    location = /@problem {\n" in block
     assert not re.search(r"^access_log", text, re.MULTILINE)
 
 
