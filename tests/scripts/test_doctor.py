@@ -353,10 +353,11 @@ async def test_a_replica(settle: Settle, postgres: Postgres, database: str) -> N
         assert found["replica: connections"].outcome is FAILED
         settle(POSTGRES_POOL_SIZE=10)
 
-        await in_database(database, "CREATE TABLE new (number int)")
+        # What is not flushed is sent to nobody, and these servers take their time by default.
+        await in_database(database, "SET synchronous_commit = on; CREATE TABLE new (number int)")
         await _lag_once(settle(), lambda lag: lag.text == "it has all that the primary has")
         await asyncio.to_thread(standby.pause)
-        await in_database(database, "DROP TABLE new")
+        await in_database(database, "SET synchronous_commit = on; DROP TABLE new")
         lag = (await lines(settle()))["replica: lag"]
         assert "bytes behind the primary; it has taken over the last transaction" in lag.text
         assert lag.outcome is OK  # It is paused for less than seconds.
