@@ -23,6 +23,7 @@ from app.core.config import (
     SettingsError,
 )
 from app.core.settings.weaknesses import weaknesses
+from tests.processes import IN_FULL
 
 SRC = Path(__file__).parents[2] / "src"
 STRONG = "kP3-vb8Qz_LwX0rT7uYc1mN5sJ2hG4fD"
@@ -36,6 +37,9 @@ def test_the_environment_wins_over_the_file(tmp_path: Path, monkeypatch: pytest.
     settings = Settings(_env_file=file)
 
     assert (settings.APP_NAME, settings.CONTACT_NAME) == ("from the environment", "from the file")
+
+
+DRAWN = 2_000 if IN_FULL else 200  # of each kind of good key
 
 
 @pytest.mark.parametrize(
@@ -176,7 +180,7 @@ def test_production_refuses_weak_secrets(weak: dict[str, Any], name: str) -> Non
 def test_production_takes_what_is_random(name: str, size: int, most: int) -> None:
     """2,000 keys as `openssl rand -hex` makes them: one in a hundred, or in a million, may be refused."""
     draw = Random(20261125)  # noqa: S311 -- the same in each run
-    drawn = [SimpleNamespace(**{name: SecretStr(draw.randbytes(size).hex())}) for _ in range(2000)]
+    drawn = [SimpleNamespace(**{name: SecretStr(draw.randbytes(size).hex())}) for _ in range(DRAWN)]
     assert sum(bool(weaknesses(settings)) for settings in drawn) <= most
 
 
