@@ -115,6 +115,17 @@ async def test_without_a_queue_there_are_no_tasks(settings: Settings) -> None:
         assert "/api/v1/users" in paths_of(app)
 
 
+async def test_without_redis_nobody_can_be_noted_and_the_replica_is_not_asked(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("POSTGRES_READ_URL", "postgresql://nobody@127.0.0.1:1/none")
+    async with running(without(RedisCacheSettings, RedisQueueSettings, RedisRateLimiterSettings)) as (_, client):
+        assert "postgres_read" not in await dependencies(client)
+        assert (await client.get("users")).status_code == 200
+        new = {"name": "Ada", "username": "ada", "email": "ada@example.com", "password": "correct horse battery"}
+        assert (await client.post("user", json=new)).status_code == 201
+
+
 (PLAIN_WORKER,) = DurableWorker.__bases__  # ARQ's; under its own name is ours.
 # ARQ closes its connections by redis-py's old name for that.
 arqs_close = pytest.mark.filterwarnings("ignore:Call to deprecated close:DeprecationWarning")

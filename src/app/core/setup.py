@@ -1,7 +1,6 @@
-"""Builds an application: what its settings switch on is opened, checked and closed here."""
+"""Builds an application of what its settings switch on; `lifespan` opens, checks and closes that."""
 
-from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -9,8 +8,6 @@ from fastapi import APIRouter, FastAPI
 from fastapi.params import Depends
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
-from sqlalchemy import text
-from sqlalchemy.ext.asyncio import AsyncEngine
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -23,7 +20,6 @@ from app.core.config import (
     MetricsSettings,
     PostgresSettings,
     ProxySettings,
-    RedisCacheSettings,
     RedisQueueSettings,
     RedisRateLimiterSettings,
     SettingsGroup,
@@ -31,27 +27,18 @@ from app.core.config import (
 )
 from app.core.credential_headers import credential_headers
 from app.core.db.before_answers import end_transactions_before_answers
-from app.core.db.database import close_database, open_database
-from app.core.db.engine import create_engine
-from app.core.db.replica import Replica
-from app.core.db.schema_version import check_schema
 from app.core.docs import add_docs
-from app.core.doctor import refuse_certain_faults, say_in_short_why_it_does_not_start
-from app.core.draining import draining
+from app.core.doctor import say_in_short_why_it_does_not_start
 from app.core.exceptions.http_exceptions import ServiceUnavailable
 from app.core.exceptions.problem_response import add_problem_handlers, answer_to
+from app.core.lifespan import lifespan
 from app.core.metrics import add_metrics
-from app.core.metrics.pools import pools_measured
 from app.core.metrics.readiness import look_at
 from app.core.openapi import add_openapi
-from app.core.readiness import Dependency
 from app.core.route_table import add_route_table
-from app.core.tracing import is_traced, open_tracing
+from app.core.tracing import is_traced
 from app.core.utils import queue
-from app.core.utils.cache import check_cached_routes, open_cache
-from app.core.utils.queue.sending import current_transport
-from app.core.utils.rate_limit import open_rate_limiter
-from app.core.utils.redis_link import AnyLink
+from app.core.utils.cache import check_cached_routes
 from app.middleware.body_limit_middleware import BodyLimitMiddleware
 from app.middleware.client_address_middleware import ClientAddressMiddleware
 from app.middleware.client_cache_middleware import ClientCacheMiddleware
@@ -82,7 +69,7 @@ def create_application(
     inner_lifespan = fastapi_kwargs.pop("lifespan", None)
     app = FastAPI(
         **_metadata(settings) | fastapi_kwargs,
-        lifespan=partial(_lifespan, inner=inner_lifespan),
+        lifespan=partial(lifespan, inner=inner_lifespan),
         openapi_url=None,
         docs_url=None,
         redoc_url=None,
@@ -156,72 +143,6 @@ def _add_middleware(app: FastAPI, settings: SettingsGroup) -> None:
         )
     if isinstance(settings, ProxySettings):
         app.add_middleware(ClientAddressMiddleware, proxies=settings.trusted_proxies)
-
-
-@asynccontextmanager
-async def _lifespan(app: FastAPI, inner: Any) -> AsyncIterator[Any]:
-    settings: SettingsGroup = app.state.settings
-    await refuse_certain_faults(settings)
-    async with AsyncExitStack() as stack:
-        found: list[Dependency] = []
-        await stack.enter_async_context(open_tracing(settings))
-        # In `local` there is no proxy whose connections to use up, but somebody who waits for a reload.
-        linger = environment_of(settings) is not EnvironmentOption.LOCAL
-        app.state.drain = stack.enter_context(draining(getattr(settings, "SHUTDOWN_DELAY_SECONDS", 0), linger=linger))
-        links: dict[str, AnyLink] = {}  # by address: of one server that hangs, that is found out once
-        measured_pools: dict[str, AsyncEngine] = {}
-        measured_links: dict[str, AnyLink] = {}
-        if isinstance(settings, PostgresSettings):
-            engine = measured_pools["requests"] = open_database(settings)
-            stack.push_async_callback(close_database, engine)
-            # Not from the pool: when requests wait for its connections, the server is busy, and not unready.
-            probe = create_engine(settings, pool_size=2)
-            stack.push_async_callback(probe.dispose)
-            found.append(Dependency("postgres", partial(_select_1, probe), required=True))
-            found.append(Dependency("schema", partial(check_schema, probe), required=True))
-        if isinstance(settings, RedisCacheSettings):
-            app.state.cache = await stack.enter_async_context(
-                open_cache(settings, durable=isinstance(settings, PostgresSettings))
-            )
-            stack.callback(delattr, app.state, "cache")
-            links[settings.redis_cache_url] = measured_links["cache"] = app.state.cache.store.link
-            found.append(Dependency("redis_cache", app.state.cache.ping))
-        if isinstance(settings, RedisRateLimiterSettings):
-            shared = links.get(settings.redis_rate_limit_url)
-            app.state.rate_limiter = await stack.enter_async_context(open_rate_limiter(settings, shared))
-            stack.callback(delattr, app.state, "rate_limiter")
-            measured_links["rate_limit"] = app.state.rate_limiter.link
-            found.append(Dependency("redis_rate_limit", app.state.rate_limiter.ping))
-        if isinstance(settings, RedisQueueSettings):
-            shared = links.get(settings.redis_queue_url)
-            pool = await stack.enter_async_context(queue.open_queue(settings, shared))
-            app.state.job_feed = queue.Feed()
-            stack.push_async_callback(app.state.job_feed.close)
-            app.state.drain.last_calls.append(app.state.job_feed.end)
-            measured_links["queue"] = current_transport().link
-            found.append(Dependency("redis_queue", pool.ping))
-        app.state.replica = None
-        if isinstance(settings, PostgresSettings) and (url := settings.postgres_read_url) is not None:
-            reads = measured_pools["reads"] = create_engine(settings, settings.POSTGRES_POOL_SIZE, url=url)
-            stack.push_async_callback(reads.dispose)
-            # The limits' or the queue's server: nothing is evicted there.
-            link = measured_links.get("rate_limit") or measured_links.get("queue") or measured_links.get("cache")
-            if link is not None:
-                app.state.replica = Replica(reads, link)
-                await app.state.replica.open()
-                stack.push_async_callback(app.state.replica.close)
-                found.append(Dependency("postgres_read", app.state.replica.ping))
-        await stack.enter_async_context(pools_measured(measured_pools, measured_links))
-        app.state.dependencies = found
-        end_transactions_before_answers(app)  # Again, as what follows: for the routes that were added since.
-        if isinstance(settings, ClientSideCacheSettings):
-            app.state.credentials |= credential_headers(app)
-        yield await stack.enter_async_context(inner(app)) if inner else None
-
-
-async def _select_1(engine: AsyncEngine) -> None:
-    async with engine.connect() as connection:
-        await connection.execute(text("SELECT 1"))
 
 
 def _on_redis_outage(request: Request, error: Exception) -> Response:

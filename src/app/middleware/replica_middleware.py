@@ -17,10 +17,10 @@ class ReplicaMiddleware:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["method"] in SAFE:
+        replica: Replica | None = scope["app"].state.replica if scope["type"] == "http" else None
+        if replica is None or scope["method"] in SAFE:
             await self.app(scope, receive, send)
             return
-        replica: Replica = scope["app"].state.replica
 
         async def send_when_noted(message: Message) -> None:
             if message["type"] == "http.response.start" and writes.made:

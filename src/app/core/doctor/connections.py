@@ -5,7 +5,7 @@ from typing import Final
 
 from app.core.config import PostgresSettings
 
-PROBES: Final = 2  # of a web process, for `/ready`: `core/setup.py`
+PROBES: Final = 2  # of a web process, for `/ready`: `core/lifespan.py`
 WORKERS_OWN: Final = 4  # of a worker, which no job can take away: `core/worker/opened.py`
 
 

@@ -66,7 +66,7 @@ def servers_of(settings: SettingsGroup) -> list[Used]:
 
 
 def _kept_with_limits(settings: RedisRateLimiterSettings) -> str | None:
-    """What `core/setup.py` keeps on the limits' server: the notes of who has written as well, limits or not."""
+    """What `core/lifespan.py` keeps on the limits' server: the notes of who has written as well, limits or not."""
     if settings.RATE_LIMIT_MODE is not RateLimitMode.OFF:
         return LIMITS
     return NOTES if getattr(settings, "POSTGRES_READ_URL", None) is not None else None
