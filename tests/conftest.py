@@ -11,6 +11,8 @@ os.environ.update(
     POSTGRES_PASSWORD="a test's own database password",
     POSTGRES_SERVER="127.0.0.1",
     ENVIRONMENT="local",
+    # uvloop was once seen to wait for ever in `close()`, in libuv's io_uring code. Tests close many loops.
+    UV_USE_IO_URING="0",
     DEFAULT_RATE_LIMIT_LIMIT="1000000",  # Tests ask much; those about the limit set their own.
 )
 
@@ -68,12 +70,11 @@ ALONE = {
     "test_cache_on_many_servers",
     "test_cache_on_topologies",
     "test_deployment",
-    "test_job_faults",
     "test_rate_limit_faults",
     "test_rate_limits_on_many_servers",
 }
 # These only take long: they come first.
-LONG = {"test_jobs_survive_kills", "test_make_run", "test_outage", "test_sign_in_on_many_servers"}
+LONG = {"test_job_faults", "test_jobs_survive_kills", "test_make_run", "test_outage", "test_sign_in_on_many_servers"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
