@@ -72,6 +72,7 @@ ALONE = {
     "test_deployment",
     "test_rate_limit_faults",
     "test_rate_limits_on_many_servers",
+    "test_stampede",
 }
 # These only take long: they come first.
 LONG = {"test_job_faults", "test_jobs_survive_kills", "test_make_run", "test_outage", "test_sign_in_on_many_servers"}
@@ -83,6 +84,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if item.path.stem in ALONE:
             item.add_marker(pytest.mark.alone)
     items.sort(key=lambda item: item.path.stem not in LONG)
+
+
+@pytest.fixture(autouse=True)
+def _unmeasured_processes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is started to be killed, or to be timed, is not measured: that takes time and shows nothing."""
+    if request.path.stem in ALONE | LONG:
+        monkeypatch.delenv("COVERAGE_PROCESS_CONFIG", raising=False)
 
 
 # structlog's default renders a traceback with all local variables, which takes seconds.

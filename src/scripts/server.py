@@ -46,9 +46,16 @@ PORTS = range(20_000, 32_000)
 
 
 def free_port() -> int:
-    """A port that is free now."""
-    ports = random.SystemRandom().sample(PORTS, 200)
-    return next(port for port in ports if is_port_free(port))
+    """A port that is free now, and was not returned before, as long as there are others."""
+    for _ in PORTS:
+        if not _untried:
+            _untried.extend(random.SystemRandom().sample(PORTS, len(PORTS)))
+        if is_port_free(port := _untried.pop()):
+            return port
+    raise ServiceError("No port is free.")
+
+
+_untried: list[int] = []
 
 
 class Server:

@@ -39,7 +39,7 @@ def test_the_environment_wins_over_the_file(tmp_path: Path, monkeypatch: pytest.
     assert (settings.APP_NAME, settings.CONTACT_NAME) == ("from the environment", "from the file")
 
 
-DRAWN = 2_000 if IN_FULL else 200  # of each kind of good key
+DRAWN = 500 if IN_FULL else 100  # of each kind of good key
 
 
 @pytest.mark.parametrize(
@@ -176,9 +176,9 @@ def test_production_refuses_weak_secrets(weak: dict[str, Any], name: str) -> Non
     assert weak[name] not in str(stopped.value.code)
 
 
-@pytest.mark.parametrize(("name", "size", "most"), [("METRICS_TOKEN", 8, 20), ("SECRET_KEY", 16, 0)])
+@pytest.mark.parametrize(("name", "size", "most"), [("METRICS_TOKEN", 8, 5), ("SECRET_KEY", 16, 0)])
 def test_production_takes_what_is_random(name: str, size: int, most: int) -> None:
-    """2,000 keys as `openssl rand -hex` makes them: one in a hundred, or in a million, may be refused."""
+    """Keys as `openssl rand -hex` makes them: one in a hundred, or in a million, may be refused."""
     draw = Random(20261125)  # noqa: S311 -- the same in each run
     drawn = [SimpleNamespace(**{name: SecretStr(draw.randbytes(size).hex())}) for _ in range(DRAWN)]
     assert sum(bool(weaknesses(settings)) for settings in drawn) <= most

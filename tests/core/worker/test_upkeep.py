@@ -310,8 +310,11 @@ async def test_a_worker_that_comes_back_late_writes_over_nothing(
     async with working(held.function, max_jobs=1) as first:
         await happens(held.begun)
         first.allow_pick_jobs = False
-        await run("UPDATE job SET lease_until = clock_timestamp() - interval '1 second'")
         async with working(job(hold, name="hold")):
+            async with asyncio.timeout(20):
+                while (await job_of(job_id)).runs == 1:  # The first one may have renewed it in between.
+                    await run("UPDATE job SET lease_until = clock_timestamp() - interval '1 second' WHERE runs = 1")
+                    await asyncio.sleep(0.01)
             row = await becomes(job_id, "succeeded")
             held.may_end.set()
     assert (row.result, (await job_of(job_id)).result, row.runs) == ("another's", "another's", 2)
