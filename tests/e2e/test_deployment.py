@@ -28,11 +28,11 @@ from tests.processes import IN_FULL, ROOT, process, wait_for_answer
 pytestmark = pytest.mark.anyio
 
 RATE = 200  # requests per second
-ROLLING = 10_000 if IN_FULL else 3_000  # requests, during which both servers are restarted
+ROLLING = 10_000 if IN_FULL else 4_400  # requests, during which both servers are restarted
 UVICORN = "uvicorn app.main:app --port {port} --no-proxy-headers --timeout-graceful-shutdown 20"
 GUNICORN = "gunicorn app.main:app -w 1 -k uvicorn_worker.UvicornWorker -b 127.0.0.1:{port}"
 GRACE = 30.0  # seconds
-LEFT_ALONE = 2.5  # seconds for which nginx does not ask a server that it could not reach, and some more
+LEFT_ALONE = 3.5  # seconds for which nginx does not ask a server that it could not reach (it counts in whole ones)
 DELAY = 5 if IN_FULL else 1  # SHUTDOWN_DELAY_SECONDS
 
 
@@ -147,7 +147,7 @@ def serve_on(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def test_a_server_is_killed(settings: Settings, database: str) -> None:
     async with deployment(settings, UVICORN) as ((one, two), load):
-        asking = asyncio.create_task(load.run(8 * RATE))
+        asking = asyncio.create_task(load.run(10 * RATE))
         await asyncio.sleep(1.5)
         await one.end(signal.SIGKILL)
         await asyncio.sleep(1.5)
