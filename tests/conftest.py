@@ -70,6 +70,7 @@ ALONE = {
     "test_cache_on_many_servers",
     "test_cache_on_topologies",
     "test_deployment",
+    "test_postgres_topologies",
     "test_rate_limit_faults",
     "test_rate_limits_on_many_servers",
     "test_stampede",
