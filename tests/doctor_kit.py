@@ -5,7 +5,9 @@ import subprocess
 import sys
 from collections.abc import Callable
 
-from app.core.config import Settings
+import pytest
+
+from app.core.config import Settings, get_settings
 from app.core.doctor import Finding, Fleet, Outcome, examine
 from tests.conftest import connect
 from tests.processes import ROOT
@@ -15,6 +17,18 @@ SECRET = "canary-7f3a9c-of-the-doctor"
 BEYOND = "0.0.0.0"  # noqa: S104 -- reaches this machine as well, and is no loopback address
 OK, WARNING, FAILED = Outcome.OK, Outcome.WARNING, Outcome.FAILED
 Settle = Callable[..., Settings]
+
+
+def settling(monkeypatch: pytest.MonkeyPatch, **always: object) -> Settle:
+    """Makes settings in which these values have changed, for this process and those it starts."""
+
+    def settle(**values: object) -> Settings:
+        for name, value in {**always, **values}.items():
+            monkeypatch.setenv(name, str(value))
+        get_settings.cache_clear()
+        return get_settings()
+
+    return settle
 
 
 async def lines(settings: Settings, fleet: Fleet | None = None) -> dict[str, Finding]:

@@ -1,8 +1,8 @@
 """Builders: one for each thing a test needs to be there."""
 
 import asyncio
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from datetime import timedelta
 from itertools import count
 from typing import Any
@@ -114,3 +114,15 @@ def counted_statements() -> Iterator[list[str]]:
         yield statements
     finally:
         event.remove(Engine, "before_cursor_execute", note)
+
+
+@asynccontextmanager
+async def silent_server() -> AsyncIterator[int]:
+    """A server that takes connections and never says anything. Yields its port."""
+
+    async def never_answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+        writer.close()
+
+    async with await asyncio.start_server(never_answer, "127.0.0.1", 0) as server:
+        yield server.sockets[0].getsockname()[1]

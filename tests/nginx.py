@@ -16,6 +16,7 @@ import pytest
 
 from scripts.embedded import free_port
 from scripts.unprivileged import scratch_folder
+from tests.canaries import refuse_secrets
 from tests.processes import START_SECONDS, wait_for_answer
 
 # Debian's is in a folder that is not on everybody's PATH.
@@ -212,6 +213,8 @@ def _running(folder: Path, conf: str) -> Iterator[subprocess.Popen[bytes]]:
     finally:
         server.terminate()
         server.wait(15)
+    for log in folder.glob("*.log"):
+        refuse_secrets(log.read_text(errors="replace"), f"nginx's {log.name}")
 
 
 def _wait_until_it_listens(folder: Path, server: subprocess.Popen[bytes]) -> None:

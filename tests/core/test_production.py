@@ -4,18 +4,19 @@ import asyncio
 import os
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from fastapi import APIRouter
 from structlog.testing import capture_logs
 
-from app.core.config import CORSSettings, ProxySettings, Settings, SettingsError, get_settings
+from app.core.config import CORSSettings, ProxySettings, Settings, SettingsError
 from app.core.doctor import connections_of_worker, refuse_certain_faults
 from app.core.setup import create_application
 from scripts.embedded import free_port, scratch_folder
 from tests.conftest import Execute
+from tests.doctor_kit import Settle, settling
 from tests.processes import BIN, ROOT
 from tests.redis_topologies import Node
 from tests.smtp_server import SMTPServer
@@ -126,20 +127,10 @@ def test_everybodys_pages_are_refused_with_credentials() -> None:
 # ---- The start ----
 
 
-Settle = Callable[..., Settings]
-
-
 @pytest.fixture
 def settle(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[Settle]:
     """Settings of production in which these values have changed, for this process and those it starts."""
-
-    def settle(**values: object) -> Settings:
-        for name, value in {"ENVIRONMENT": "production", "SECRET_KEY": STRONG, **values}.items():
-            monkeypatch.setenv(name, str(value))
-        get_settings.cache_clear()
-        return get_settings()
-
-    yield settle
+    yield settling(monkeypatch, ENVIRONMENT="production", SECRET_KEY=STRONG)
     monkeypatch.undo()
 
 

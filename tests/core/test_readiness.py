@@ -15,6 +15,7 @@ from app.core.metrics.readiness import LOOK_SECONDS
 from app.core.readiness import Dependency
 from app.core.setup import create_application
 from tests.conftest import client_of, connect
+from tests.helper import silent_server
 from tests.processes import ROOT, running_api
 
 pytestmark = pytest.mark.anyio
@@ -71,12 +72,7 @@ async def test_what_begins_to_hang_is_down_and_the_rest_is_told_in_time(
 
 
 async def test_a_database_that_hangs_is_down(database: str, settings: Settings) -> None:
-    async def never_answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.read()
-        writer.close()
-
-    async with await asyncio.start_server(never_answer, "127.0.0.1", 0) as silent:
-        port = silent.sockets[0].getsockname()[1]
+    async with silent_server() as port:
         of_it = Settings(POSTGRES_PORT=port)
         with_it = create_application(build_router(of_it), of_it)
         async with with_it.router.lifespan_context(with_it), client_of(with_it) as client:

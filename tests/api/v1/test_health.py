@@ -15,7 +15,7 @@ from app.core.db.database import async_get_db
 from app.core.setup import create_application
 from scripts.embedded import Valkey, free_port
 from tests.conftest import client_of, connect, opened_session
-from tests.helper import create_user, signed_in
+from tests.helper import create_user, signed_in, silent_server
 
 pytestmark = pytest.mark.anyio
 
@@ -81,16 +81,10 @@ async def test_without_valkey_it_is_degraded_and_still_of_use(
 
 
 async def test_a_hanging_dependency_counts_as_down(database: str, valkey: Valkey) -> None:
-    async def never_answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.read()
-        writer.close()
-
-    async with await asyncio.start_server(never_answer, "127.0.0.1", 0) as silent:
-        port = silent.sockets[0].getsockname()[1]
-        async with running(Settings(POSTGRES_PORT=port)) as client:
-            answer = await client.get("ready")
-            assert answer.status_code == 503
-            assert answer.json()["dependencies"]["postgres"] == "down"
+    async with silent_server() as port, running(Settings(POSTGRES_PORT=port)) as client:
+        answer = await client.get("ready")
+        assert answer.status_code == 503
+        assert answer.json()["dependencies"]["postgres"] == "down"
 
 
 async def test_a_busy_pool_is_no_reason_to_be_taken_out(database: str, valkey: Valkey) -> None:

@@ -4,23 +4,16 @@ from collections.abc import Iterator
 
 import pytest
 
-from app.core.config import Settings, get_settings
+from app.core.config import Settings
 from scripts.embedded import scratch_folder
-from tests.doctor_kit import Settle
+from tests.doctor_kit import Settle, settling
 from tests.redis_topologies import Node
 
 
 @pytest.fixture
 def settle(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[Settle]:
     """Settings in which these values have changed."""
-
-    def settle(**values: object) -> Settings:
-        for name, value in values.items():
-            monkeypatch.setenv(name, str(value))
-        get_settings.cache_clear()
-        return get_settings()
-
-    yield settle
+    yield settling(monkeypatch)
     monkeypatch.undo()
 
 

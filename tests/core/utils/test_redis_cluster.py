@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -16,7 +16,7 @@ from app.core.utils.redis_link import link as redis_link
 from app.core.utils.redis_link import nodes as cluster_nodes
 from scripts.embedded import Valkey, free_port
 from tests.core.utils.test_redis_link import SECRET, FakeServer, bulk, nothing_unseen, takes, until
-from tests.redis_topologies import Node, RedisCluster, patiently, redis_cluster
+from tests.redis_topologies import Node, RedisCluster, patiently
 
 pytestmark = pytest.mark.anyio
 
@@ -30,19 +30,6 @@ SUBJECTS = [f"rate:{{user:{number}}}:log" for number in range(60)]
 @pytest.fixture(scope="module", params=[False, True], ids=["asyncio", "uvloop"])
 def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, bool]]:
     return "asyncio", {"use_uvloop": request.param}
-
-
-@pytest.fixture(scope="session")
-def formed() -> Iterator[RedisCluster]:
-    with redis_cluster() as cluster:
-        yield cluster
-
-
-@pytest.fixture
-def nodes(formed: RedisCluster) -> RedisCluster:
-    """A cluster that is whole, and empty."""
-    formed.mend()
-    return formed
 
 
 @pytest.fixture(autouse=True)

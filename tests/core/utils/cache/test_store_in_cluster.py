@@ -1,7 +1,7 @@
 """The store in a real cluster: what was dropped is not stored, wherever it is, and whoever takes over."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from time import perf_counter
 
@@ -15,7 +15,7 @@ from app.core.utils.redis_link import ClusterLink, LinkDown, LinkError
 from tests.conftest import client_of, whole_app
 from tests.core.utils.test_redis_cluster import Move
 from tests.core.utils.test_redis_link import nothing_unseen, until
-from tests.redis_topologies import RedisCluster, patiently, redis_cluster
+from tests.redis_topologies import RedisCluster, patiently
 
 pytestmark = pytest.mark.anyio
 
@@ -28,19 +28,6 @@ SOON = 15.0  # seconds; a failover takes about two
 async def _nothing_unseen() -> AsyncIterator[None]:
     async with nothing_unseen():
         yield
-
-
-@pytest.fixture(scope="module")
-def formed() -> Iterator[RedisCluster]:
-    with redis_cluster() as cluster:
-        yield cluster
-
-
-@pytest.fixture
-def nodes(formed: RedisCluster) -> RedisCluster:
-    """A cluster that is whole, and empty."""
-    formed.mend()
-    return formed
 
 
 @asynccontextmanager
