@@ -11,6 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.core.config import (
     ClientSideCacheSettings,
+    ConsoleSettings,
     EnvironmentOption,
     PostgresSettings,
     RedisCacheSettings,
@@ -28,12 +29,14 @@ from app.core.db.schema_version import check_schema
 from app.core.doctor import refuse_certain_faults
 from app.core.draining import Drain, draining
 from app.core.metrics.pools import pools_measured
+from app.core.metrics.recent import Recent, open_recent
 from app.core.readiness import Dependency
 from app.core.tracing import open_tracing
 from app.core.utils import queue
 from app.core.utils.cache import open_cache
 from app.core.utils.queue.sending import current_transport
 from app.core.utils.rate_limit import open_rate_limiter
+from app.core.utils.rate_limit.metrics import Subjects
 from app.core.utils.redis_link import AnyLink
 
 
@@ -57,6 +60,7 @@ async def lifespan(app: FastAPI, inner: Any) -> AsyncIterator[Any]:
         if isinstance(settings, RedisQueueSettings):
             await opening.queue(settings)
         app.state.replica = await opening.replica(settings) if isinstance(settings, PostgresSettings) else None
+        app.state.recent = await opening.recent(settings) if isinstance(settings, ConsoleSettings) else None
         await stack.enter_async_context(pools_measured(opening.pools, opening.links))
         app.state.dependencies = opening.dependencies
         end_transactions_before_answers(app)  # Again, as what follows: for the routes that were added since.
@@ -116,9 +120,7 @@ class _Opening:
         self.dependencies.append(Dependency("redis_queue", pool.ping))
 
     async def replica(self, settings: PostgresSettings) -> Replica | None:
-        # Where nothing is evicted, if possible: the limits' server, or the queue's.
-        link = next((self.links[use] for use in ("rate_limit", "queue", "cache") if use in self.links), None)
-        url = settings.postgres_read_url
+        link, url = self._lasting_link, settings.postgres_read_url
         if url is None or link is None:
             return None
         engine = self.pools["reads"] = create_engine(settings, settings.POSTGRES_POOL_SIZE, url=url)
@@ -128,6 +130,21 @@ class _Opening:
         self._stack.push_async_callback(replica.close)
         self.dependencies.append(Dependency("postgres_read", replica.ping))
         return replica
+
+    async def recent(self, settings: ConsoleSettings) -> Recent | None:
+        """The last hour, for the console to read from; None without it, or without anywhere to keep it."""
+        link, limiter = self._lasting_link, getattr(self._app.state, "rate_limiter", None)
+        if not settings.CONSOLE_ENABLED or link is None:
+            return None
+        subjects = None
+        if limiter is not None:
+            subjects = limiter.subjects = Subjects()
+        return await self._stack.enter_async_context(open_recent(link, subjects))
+
+    @property
+    def _lasting_link(self) -> AnyLink | None:
+        """To where nothing is evicted, if possible: the limits' server, or the queue's."""
+        return next((self.links[use] for use in ("rate_limit", "queue", "cache") if use in self.links), None)
 
 
 async def _select_1(engine: AsyncEngine) -> None:

@@ -32,7 +32,8 @@ class Stored:
 
     def all_keys(self) -> set[str]:
         """Every key of the cache, but for the notes of what was invalidated."""
-        return {key.decode() for key in self.client.keys("*") if not key.startswith(PREFIX + b":")} - {NOTES}
+        others = (PREFIX + b":", b"{slipway:recent}")
+        return {key.decode() for key in self.client.keys("*") if not key.startswith(others)} - {NOTES}
 
     def seconds_left(self, key: str) -> float:
         """How long a key is kept."""

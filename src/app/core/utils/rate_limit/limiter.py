@@ -6,6 +6,7 @@ from typing import Final
 
 from app.core.config import RateLimitMode
 from app.core.utils.rate_limit.in_process import InProcess
+from app.core.utils.rate_limit.metrics import Subjects
 from app.core.utils.rate_limit.rules import Rule, Rules, Window
 from app.core.utils.rate_limit.script import DECIDE
 from app.core.utils.redis_link import AnyLink, LinkError
@@ -48,19 +49,26 @@ class Decision:
 
 
 class Limiter:
-    """Counts requests. Lets them through, up to a part of each limit, when Redis/Valkey is away."""
+    """Counts requests. Lets them through, up to a part of each limit, when Redis/Valkey is away.
+
+    Attributes:
+        subjects: where it is noted who asks, if anybody wants to know.
+    """
 
     def __init__(self, link: AnyLink, mode: RateLimitMode, rules: Rules) -> None:
         self.link = link
         self.mode = mode
         self.rules = rules
         self.in_process = InProcess()
+        self.subjects: Subjects | None = None
 
     async def decide(self, subject: str, rule: Rule, cost: int = 1) -> Decision:
         """Counts a request of this subject, unless it is one too many."""
         (wait, *numbers), in_process = await self._ask(subject, (rule,), cost)
         refused = "refused" if self.mode is RateLimitMode.ENFORCE else "would_refuse"
         rule.meter.count(refused if wait else "allowed", in_process=in_process)
+        if self.subjects is not None:
+            self.subjects.note(rule.key, subject, refused=wait > 0)
         return Decision(rule, ceil(wait / SECOND), tuple(_usages(rule, numbers)))
 
     async def usage(self, subject: str, tier_id: int | None) -> list[tuple[Rule, Usage]]:
@@ -75,6 +83,16 @@ class Limiter:
             found += [(rule, usage) for usage in _usages(rule, numbers[:mine])]
             del numbers[:mine]
         return found
+
+    async def usage_of(self, subject: str, rule: Rule) -> list[Usage]:
+        """How a subject stands with each window of one rule. Counts nothing. [] when nothing is limited.
+
+        While Redis/Valkey is away, it is what this process has counted.
+        """
+        if self.mode is RateLimitMode.OFF:
+            return []
+        (_, *numbers), _ = await self._ask(subject, (rule,), 0)
+        return _usages(rule, numbers)
 
     async def ping(self) -> None:
         """Returns when Redis/Valkey is there. Raises: LinkError."""

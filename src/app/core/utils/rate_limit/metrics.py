@@ -1,6 +1,7 @@
 """What the limiter does, in Prometheus' words."""
 
-from typing import Final
+from heapq import nlargest
+from typing import Final, NamedTuple
 
 from prometheus_client import Counter, Gauge
 
@@ -37,3 +38,48 @@ class Meter:
             counter = REQUESTS.labels(self._path, result, "process" if in_process else "redis")
             self._counters[result, in_process] = counter
         counter.inc()
+
+
+MOST_SUBJECTS: Final = 10_000  # that are noted between two looks, of all rules together
+
+
+class Subject(NamedTuple):
+    """How often a subject, such as `user:5` or `address:10.0.0.0/24`, has asked, and how often it was one too many."""
+
+    subject: str
+    calls: int
+    refused: int
+
+
+class Subjects:
+    """Who has asked under which rule since somebody last looked. Forgets whom it first hears of when it is full."""
+
+    def __init__(self) -> None:
+        self._by_rule: dict[str, dict[str, list[int]]] = {}
+        self._room = MOST_SUBJECTS
+
+    def note(self, rule_key: str, subject: str, *, refused: bool) -> None:
+        """One request more."""
+        try:
+            counts = self._by_rule[rule_key][subject]
+        except KeyError:
+            if not self._room:
+                return
+            self._room -= 1
+            counts = self._by_rule.setdefault(rule_key, {})[subject] = [0, 0]
+        counts[0] += 1
+        if refused:
+            counts[1] += 1
+
+    def take(self, most: int) -> dict[str, list[Subject]]:
+        """The busiest of each rule's key, busiest first; then it begins anew."""
+        by_rule, self._by_rule = self._by_rule, {}
+        self._room = MOST_SUBJECTS
+        return {
+            rule_key: [Subject(name, *counts) for name, counts in nlargest(most, found.items(), key=_calls)]
+            for rule_key, found in by_rule.items()
+        }
+
+
+def _calls(found: tuple[str, list[int]]) -> int:
+    return found[1][0]

@@ -37,6 +37,8 @@ class Rule:
         name: what its administrators call it.
         path: a route template, or `*` for all that have no rule of their own. Names the bucket.
         windows: all of them have to have room.
+        tier_id: the tier it belongs to; None: it is the default.
+        key: tells it from all others.
         suffixes: of the keys, two for each window.
         numbers: limit and period in microseconds of each window, as the script takes them.
         policies: the windows' names in the `RateLimit` headers.
@@ -47,6 +49,8 @@ class Rule:
     name: str
     path: str
     windows: tuple[Window, ...]
+    tier_id: int | None = field(default=None, compare=False)
+    key: str = field(init=False, compare=False)
     suffixes: tuple[bytes, ...] = field(init=False)
     numbers: tuple[int, ...] = field(init=False)
     policies: tuple[bytes, ...] = field(init=False)
@@ -61,6 +65,7 @@ class Rule:
         policies = tuple(f'"{name}"'.encode() for name in names)
         items = [b"%b;q=%d;w=%d" % (name, *_pair(window)) for name, window in zip(policies, self.windows, strict=True)]
         for name, value in (
+            ("key", rule_key(self.tier_id, self.path)),
             ("suffixes", tuple(bucket + form for bucket in buckets for form in (b":log", b":sub"))),
             ("numbers", tuple(n for window in self.windows for n in (window.limit, window.period * 1_000_000))),
             ("policies", policies),
@@ -82,6 +87,11 @@ def _pair(window: Window) -> tuple[int, int]:
 def canonical(path: str) -> str:
     """A template under which one route with and without a slash at its end is the same."""
     return path.rstrip("/") or "/"
+
+
+def rule_key(tier_id: int | None, path: str) -> str:
+    """What a rule of a tier, or without one the default, is called where it is told from all others."""
+    return f"{'default' if tier_id is None else tier_id}:{canonical(path)}"
 
 
 class Rules:
@@ -125,7 +135,7 @@ async def load_rules(default: Rule | None) -> Rules:
     of_tiers: dict[int, list[Rule]] = {}
     for tier_id, name, path, limit, period, more in rows:
         windows = [Window(limit, period), *(Window(**window) for window in _decoded(more))]
-        of_tiers.setdefault(tier_id, []).append(Rule(name, path, _distinct(windows)))
+        of_tiers.setdefault(tier_id, []).append(Rule(name, path, _distinct(windows), tier_id))
     return Rules(of_tiers, default)
 
 
