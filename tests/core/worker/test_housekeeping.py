@@ -9,13 +9,14 @@ from sqlmodel import SQLModel, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 from structlog.testing import capture_logs
 
-from app.core.config import Settings, get_settings
+from app.core.config import ConsoleSettings, Settings, get_settings
 from app.core.db.models import utc_now
 from app.core.utils.queue import Job, JobState
 from app.core.worker import housekeeping
 from app.core.worker.housekeeping import purge_expired, purge_jobs
 from app.core.worker.settings import WorkerSettings
 from app.crud.crud_login_throttle import FORGOTTEN_AFTER
+from app.models.console_action import ConsoleAction
 from app.models.login_session import LoginSession
 from app.models.login_throttle import LoginThrottle
 from app.models.mail_token import MailPurpose, MailToken
@@ -32,6 +33,7 @@ DAY, MINUTE = timedelta(days=1), timedelta(minutes=1)
 def rows_of_age(user: User, settings: Settings, more: timedelta, name: str) -> list[SQLModel]:
     """One row of each table, by so much older than the oldest that is kept."""
     now, kept = utc_now() - more, timedelta(days=settings.SECURITY_EVENT_DAYS)
+    done_at = now - timedelta(days=settings.CONSOLE_AUDIT_DAYS)
     mail: dict[str, Any] = {"user_id": user.id, "email": user.email, "created_at": now}
     return [
         TokenBlacklist(token=name, expires_at=now),
@@ -39,6 +41,7 @@ def rows_of_age(user: User, settings: Settings, more: timedelta, name: str) -> l
         LoginThrottle(key=name, failures=1, last_failure_at=now - FORGOTTEN_AFTER),
         MailToken(purpose=MailPurpose.PASSWORD_RESET, token_hash=name, expires_at=now, **mail),
         SecurityEvent(kind=EventKind.LOGIN, user_id=user.id, created_at=now - kept),
+        ConsoleAction(actor_id=user.id, actor=user.username, action="a", target="b", created_at=done_at),
     ]
 
 
@@ -57,12 +60,38 @@ async def test_what_has_expired_is_removed_and_nothing_else(db: AsyncSession, se
     with capture_logs() as lines:
         removed = await purge_expired({})
 
-    assert removed == {"tokens": 2, "logins": 2, "throttles": 2, "mail_tokens": 2, "events": 2}
+    tables = ("tokens", "logins", "throttles", "mail_tokens", "events", "console_actions")
+    assert removed == dict.fromkeys(tables, 2)
     assert [line for line in lines if line["event"] == "purged"] == [
         {"event": "purged", "log_level": "info", **removed}
     ]
     assert await all_rows(db) == kept
     assert set((await purge_expired({})).values()) == {0}
+
+
+async def test_what_was_done_in_the_console_is_kept_for_days_of_its_own(
+    db: AsyncSession, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    user = await create_user(db)
+    for days in (1, 3):
+        done_at = utc_now() - days * DAY
+        db.add(ConsoleAction(actor_id=user.id, actor="ada", action="a", target=f"{days}", created_at=done_at))
+    await db.commit()
+    monkeypatch.setenv("CONSOLE_AUDIT_DAYS", "2")
+    get_settings.cache_clear()
+    assert (await purge_expired({}))["console_actions"] == 1
+    assert list(await db.exec(select(ConsoleAction.target))) == ["1"]
+
+
+async def test_without_the_consoles_settings_nobody_asks_for_its_table(
+    db: AsyncSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    groups = tuple(group for group in Settings.__bases__ if group is not ConsoleSettings)
+    without = type("Settings", groups, {})()
+    monkeypatch.setattr(housekeeping, "get_settings", lambda: without)
+    with counted_statements() as statements:
+        assert "console_actions" not in await purge_expired({})
+    assert "console_action" not in " ".join(statements)
 
 
 async def create_jobs(db: AsyncSession, **ages: tuple[JobState, timedelta | None, datetime | None]) -> None:

@@ -2,7 +2,9 @@
 
 import asyncio
 import json
+import os
 import pickle
+import socket
 from datetime import UTC, datetime, timedelta
 from time import monotonic
 from typing import Any
@@ -16,8 +18,10 @@ from structlog.testing import capture_logs
 from app.core.db.database import reading, transaction
 from app.core.db.engine import DatabaseUnavailable
 from app.core.utils import queue
+from app.core.utils.queue import workers
 from app.core.utils.queue.sending import current_transport
 from app.core.utils.queue.transport import Transport
+from app.core.utils.queue.workers import TOLD, WORKERS
 from app.core.utils.redis_link import Link
 from app.core.worker import intake as intake_module
 from app.core.worker import upkeep as upkeep_module
@@ -25,6 +29,7 @@ from app.core.worker import worker as worker_module
 from app.core.worker.claims import claim
 from app.core.worker.options import job
 from app.core.worker.worker import DurableWorker
+from app.crud.crud_job_statistics import running_by_worker
 from scripts.embedded import free_port
 from tests.durable_jobs import (
     Context,
@@ -505,3 +510,102 @@ async def test_a_workers_health_keys_are_there_while_it_runs_and_its_own_goes(db
         for key in own, shared:
             assert 0 < await queue.pool.pttl(key) <= 31_000
     assert not await queue.pool.exists(own)
+    assert not await queue.pool.exists(own, WORKERS, TOLD)
+
+
+async def test_what_workers_say_of_themselves_is_one_question(db: AsyncSession) -> None:
+    link = current_transport().link
+    holding = Holding()
+    assert await queue.living_workers(link) == []
+    await queue.pool.mset({f"arq:queue:health-check:junk{number}": 1 for number in range(1000)})
+    begun_at = datetime.now(UTC) - timedelta(seconds=1)  # It is said to the second.
+    async with (
+        working(holding.function, health_check_interval=3, max_jobs=7) as one,
+        working(job(do), holding.function, queue_name="other", health_check_interval=30) as other,
+    ):
+        await create_done()
+        job_id = await enqueued("hold")
+        await happens(holding.begun)
+
+        async def have_said_so() -> bool:
+            return [worker.running for worker in await queue.living_workers(link)] == [1, 0]
+
+        await until(have_said_so)
+        seen, seen_other = await queue.living_workers(link)
+        assert (seen.name, seen.queue, seen.max_jobs, seen.functions) == (one.name, "arq:queue", 7, ("hold",))
+        assert (seen_other.name, seen_other.queue, seen_other.functions) == (other.name, "other", ("do", "hold"))
+        assert (seen.host, seen.pid) == (socket.gethostname(), os.getpid())
+        assert seen.started_at is not None
+        assert begun_at <= seen.started_at <= datetime.now(UTC)
+        assert 0 <= seen.heard_seconds < 4
+        assert not seen.late
+        async with reading() as other_db:
+            assert await running_by_worker(other_db) == {one.name: [job_id]}
+        holding.may_end.set()
+        await becomes(job_id, "succeeded")
+    assert await queue.living_workers(link) == []
+
+
+async def test_a_worker_that_was_killed_is_told_of_for_a_while(
+    db: AsyncSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    link = current_transport().link
+    told = {"running": 2, "queue": "q", "started_at": "2026-11-25T12:00:00+00:00", "max_jobs": 3, "functions": ["f"]}
+    await workers.beat(link, "killed", "q:health-check", 0.1 - workers.GRACE, told)
+    await workers.beat(link, "alive", "q:health-check", 60, told)
+
+    async def is_late() -> bool:
+        return [worker.late for worker in await queue.living_workers(link)] == [False, True]
+
+    await until(is_late)
+    (alive, killed) = await queue.living_workers(link)
+    assert (alive.name, killed.name, killed.running, killed.max_jobs) == ("alive", "killed", 2, 3)
+    assert alive.heard_seconds < killed.heard_seconds
+    assert killed.heard_seconds >= 0.1
+    assert await queue.pool.exists("q:health-check:alive", "q:health-check:killed", "q:health-check") == 2
+
+    monkeypatch.setattr(workers, "REMEMBERED_MS", 0)
+    assert [worker.name for worker in await queue.living_workers(link)] == ["alive"]
+    assert await queue.pool.zcard(WORKERS) == 2
+    await workers.beat(link, "alive", "q:health-check", 60, told)
+    assert await link.run(("ZRANGE", WORKERS, 0, -1), ("HKEYS", TOLD)) == [[b"alive"]] * 2
+    for key in WORKERS, TOLD:
+        assert 0 < await queue.pool.pttl(key) <= 700_000
+
+
+async def test_what_no_worker_has_said_is_no_error(db: AsyncSession) -> None:
+    link = current_transport().link
+    for name in (b"\xff", "empty", "list", "junk", "pickle"):
+        await link.send("ZADD", WORKERS, 2_000_000_000_000, name)
+    odd = json.dumps({"queue": 1, "running": "x", "functions": "x", "started_at": "x", "pid": [], "late": {}})
+    await link.send("HSET", TOLD, "list", "[1]", "junk", odd, "pickle", pickle.dumps(1))
+    seen = await queue.living_workers(link)
+    assert sorted(worker.name for worker in seen) == ["empty", "junk", "list", "pickle", "\ufffd"]
+    for worker in seen:
+        assert (worker.running, worker.max_jobs, worker.functions, worker.started_at, worker.pid) == (
+            0,
+            None,
+            (),
+            None,
+            None,
+        )
+
+
+async def test_a_worker_that_cannot_take_jobs_becomes_late(db: AsyncSession) -> None:
+    link = current_transport().link
+    async with working(job(do), health_check_interval=0.3) as worker:
+
+        async def is_there() -> bool:
+            return bool(await queue.living_workers(link))
+
+        await until(is_there)
+        worker._intake.take = _in_vain  # type: ignore[method-assign]
+
+        async def is_late() -> bool:
+            return [seen.late for seen in await queue.living_workers(link)] == [True]
+
+        await until(is_late)
+
+
+async def _in_vain(*_: object, **__: object) -> Any:
+    raise DatabaseUnavailable

@@ -5,9 +5,10 @@ from typing import Any
 
 import structlog
 
-from app.core.config import get_settings
+from app.core.config import ConsoleSettings, get_settings
 from app.core.db.database import transaction
 from app.core.db.models import utc_now
+from app.crud.crud_console_action import crud_console_actions
 from app.crud.crud_job import crud_jobs
 from app.crud.crud_login_session import crud_login_sessions
 from app.crud.crud_login_throttle import crud_login_throttle
@@ -22,7 +23,8 @@ log = structlog.stdlib.get_logger("slipway.worker")
 
 async def purge_expired(ctx: dict[Any, Any]) -> dict[str, int]:
     """Removes what has expired and is of no use any more. Says how many rows of what."""
-    days = get_settings().SECURITY_EVENT_DAYS
+    settings = get_settings()
+    days = settings.SECURITY_EVENT_DAYS
     async with transaction() as db:
         removed = {
             "tokens": await crud_token_blacklist.purge(db),
@@ -32,6 +34,9 @@ async def purge_expired(ctx: dict[Any, Any]) -> dict[str, int]:
             "mail_tokens": await crud_mail_tokens.purge(db),
             "events": await crud_security_events.purge(db, utc_now() - timedelta(days=days)),
         }
+        if settings.inherits(ConsoleSettings):
+            kept = timedelta(days=settings.CONSOLE_AUDIT_DAYS)
+            removed["console_actions"] = await crud_console_actions.purge(db, utc_now() - kept)
     log.info("purged", **removed)
     return removed
 

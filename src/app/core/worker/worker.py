@@ -25,7 +25,7 @@ from arq.worker import Worker
 from app.core.config import PostgresSettings, SettingsGroup, environment_of, get_settings
 from app.core.db.engine import DatabaseUnavailable
 from app.core.logger import configure_logging
-from app.core.utils.queue import dumps
+from app.core.utils.queue import workers
 from app.core.utils.queue.metrics import RUNNING
 from app.core.utils.queue.transport import Transport
 from app.core.utils.redis_link import LinkError
@@ -131,7 +131,7 @@ class DurableWorker(Worker):
                 await self.on_shutdown(self.ctx)
         finally:
             with suppress(LinkError):
-                await self._transport.link.send("DEL", self._health_key)
+                await workers.forget(self._transport.link, self.name, self.health_check_key)
             self._opened = self._pool = None
             await self._stack.aclose()
             log.info("worker stopped", worker=self.name)
@@ -234,15 +234,16 @@ class DurableWorker(Worker):
         for job_id in held.keys() - kept:
             held[job_id].lose()
 
-    @property
-    def _health_key(self) -> str:
-        return f"{self.health_check_key}:{self.name}"
-
     async def _beat(self) -> None:
-        """Says that this worker lives: under a key of its own, and under the one that `arq --check` asks for."""
+        """Says that this worker lives, while it can take jobs."""
         if not self._transport.link.up or "jobs" in self._complained:
             return
-        told = {"running": len(self.attempts), "queue": self.queue_name, "started_at": self._started_at}
-        expire = ("PX", int((self.health_check_interval + 1) * 1000))
-        await self._transport.link.send("SET", self._health_key, dumps(told), *expire)
-        await self._transport.link.send("SET", self.health_check_key, dumps(told | {"worker": self.name}), *expire)
+        told = {
+            "running": len(self.attempts),
+            "queue": self.queue_name,
+            "started_at": self._started_at,
+            "max_jobs": self.max_jobs,
+            "functions": sorted(self.functions),
+        }
+        interval = float(self.health_check_interval)
+        await workers.beat(self._transport.link, self.name, self.health_check_key, interval, told)

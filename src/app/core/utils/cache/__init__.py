@@ -12,21 +12,29 @@ from app.core.db.outbox import Targets
 from app.core.exceptions.cache_exceptions import MissingClientError
 from app.core.utils.cache import opened
 from app.core.utils.cache.decorator import cache, check_cached_routes
+from app.core.utils.cache.inspection import CachedVariant, KnownPrefix, entries_of, known_prefixes
 from app.core.utils.cache.invalidation import Invalidator, write_down
 from app.core.utils.cache.keys import resource_key
 from app.core.utils.cache.opened import Cache
+from app.core.utils.cache.purging import UnknownPrefix, purge
 from app.core.utils.cache.reading import identify_caller
 from app.core.utils.cache.store import Store
 from app.core.utils.redis_link import link_to
 
 __all__ = [
     "Cache",
+    "CachedVariant",
+    "KnownPrefix",
+    "UnknownPrefix",
     "cache",
     "check_cached_routes",
+    "entries_of",
     "identify_caller",
     "invalidate",
     "invalidate_on_commit",
+    "known_prefixes",
     "open_cache",
+    "purge",
 ]
 
 

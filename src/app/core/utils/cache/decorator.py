@@ -80,6 +80,8 @@ def cache(
         if unless is not None and unless not in own.parameters:
             raise InvalidRequestError(f"unless names {unless!r}, which is no parameter of the handler.")
         plan = Plan(
+            key_prefix=key_prefix,
+            fixed_id=resource_id,
             handler=handler,
             own=own,
             prefix=Template(key_prefix, own, "key_prefix"),
@@ -114,13 +116,18 @@ def check_cached_routes(app: FastAPI) -> None:
     for route in routes:
         if getattr(route.endpoint, _WRAPPED_BY, route.endpoint) not in used:
             raise InvalidRequestError(f"{route.path}: put @cache below the router's decorator, next to the handler.")
-        plan: Plan | None = getattr(route.endpoint, _PLAN, None)
-        if plan is not None and _READING & set(route.methods or ()):
+        if (plan := reading_plan(route)) is not None:
             plan.refuse_to_invalidate()
             if _may_lag(getattr(route, "dependant", None)):
                 raise InvalidRequestError(
                     f"{route.path}: what is cached has to be read on the primary, with reading() or SessionDep."
                 )
+
+
+def reading_plan(route: Any) -> Plan | None:
+    """What is known of a route whose answers are cached; None for any other route."""
+    plan: Plan | None = getattr(getattr(route, "endpoint", None), _PLAN, None)
+    return plan if plan is not None and _READING & set(route.methods or ()) else None
 
 
 def _may_lag(dependant: Dependant | None) -> bool:

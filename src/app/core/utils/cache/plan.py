@@ -23,8 +23,15 @@ Endpoint = Callable[..., Any]
 
 @dataclass(slots=True)
 class Plan:
-    """What the decorator does with one handler: all that can be found out at import."""
+    """What the decorator does with one handler: all that can be found out at import.
 
+    Attributes:
+        key_prefix: the template, as it was given.
+        fixed_id: the id, where it is the same for every call.
+    """
+
+    key_prefix: str
+    fixed_id: object
     handler: Endpoint
     own: Signature
     prefix: Template

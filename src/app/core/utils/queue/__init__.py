@@ -11,13 +11,14 @@ from app.core.config import PostgresSettings, RedisQueueSettings
 from app.core.utils.queue import sending
 from app.core.utils.queue.arq_pool import ArqJob, JobPool, find, pool_to, worker_redis_settings
 from app.core.utils.queue.feed import Feed
-from app.core.utils.queue.lifecycle import replay, request_cancel
+from app.core.utils.queue.lifecycle import replay, replay_all, request_cancel, run_now
 from app.core.utils.queue.metrics import count_jobs
 from app.core.utils.queue.reporting import progress
 from app.core.utils.queue.sending import DRAWN_ID, Enqueued, IdempotencyKeyReused, JobIdTaken, enqueue, enqueue_now
 from app.core.utils.queue.serialization import dumps, loads
 from app.core.utils.queue.table import DEFAULT_QUEUE, LONG_QUEUE, LONGEST_NAME, Job, JobState, JobStatus
 from app.core.utils.queue.transport import Transport
+from app.core.utils.queue.workers import WorkerSeen, living_workers
 from app.core.utils.redis_link import AnyLink, link_to
 
 __all__ = [
@@ -34,17 +35,21 @@ __all__ = [
     "JobPool",
     "JobState",
     "JobStatus",
+    "WorkerSeen",
     "count_jobs",
     "dumps",
     "enqueue",
     "enqueue_now",
     "find",
+    "living_workers",
     "loads",
     "open_queue",
     "pool",
     "progress",
     "replay",
+    "replay_all",
     "request_cancel",
+    "run_now",
     "worker_redis_settings",
 ]
 

@@ -1,13 +1,11 @@
 """What others than its worker do to a job."""
 
-from functools import partial
 from typing import Final
 
 from sqlalchemy import text
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from app.core.db.database import after_commit
-from app.core.utils.queue.sending import send
+from app.core.utils.queue.sending import send_after_commit
 
 # One that runs is told, and its worker ends it.
 _CANCEL: Final = text(
@@ -16,11 +14,27 @@ _CANCEL: Final = text(
     " finished_at = CASE state WHEN 'queued' THEN clock_timestamp() END"
     " WHERE id = :id AND state IN ('queued', 'running') RETURNING id"
 )
+_ANEW = (
+    "state = 'queued', attempt = 0, cancel_requested = false, start_before = NULL, sent_at = NULL, started_at = NULL,"
+    " finished_at = NULL, expires_at = NULL, worker = NULL, progress = NULL"
+)
 _REPLAY: Final = text(
-    "UPDATE job SET state = 'queued', attempt = 0, cancel_requested = false, run_after = clock_timestamp(),"
-    " start_before = NULL, sent_at = NULL, started_at = NULL, finished_at = NULL, expires_at = NULL, worker = NULL,"
-    " progress = NULL"
+    f"UPDATE job SET {_ANEW}, run_after = clock_timestamp()"  # noqa: S608 -- nothing of it comes from outside
     " WHERE id = :id AND state IN ('dead', 'cancelled') RETURNING queue, run_after"
+)
+# A millisecond apart, which is what Redis/Valkey tells them apart by: they begin in this order.
+_REPLAY_ALL: Final = text(
+    "WITH oldest AS (SELECT id, finished_at FROM job WHERE state = 'dead'"  # noqa: S608 -- the same
+    " AND (expires_at IS NULL OR expires_at > clock_timestamp())"
+    " AND (CAST(:function AS text) IS NULL OR function = CAST(:function AS text))"
+    " ORDER BY finished_at, id LIMIT :most FOR UPDATE SKIP LOCKED),"
+    " placed AS (SELECT id, row_number() OVER (ORDER BY finished_at, id) AS place FROM oldest)"
+    f" UPDATE job SET {_ANEW}, run_after = statement_timestamp() + placed.place * interval '1 millisecond'"
+    " FROM placed WHERE job.id = placed.id RETURNING job.id, job.queue, job.run_after"
+)
+_RUN_NOW: Final = text(
+    "UPDATE job SET run_after = clock_timestamp(), sent_at = NULL"
+    " WHERE id = :id AND state = 'queued' AND run_after > clock_timestamp() RETURNING queue, run_after"
 )
 
 
@@ -40,5 +54,37 @@ async def replay(db: AsyncSession, job_id: str) -> bool:
         return False
     row = (await (await db.connection()).execute(_REPLAY, {"id": job_id})).one_or_none()
     if row is not None:
-        after_commit(db, partial(send, row.queue, job_id, row.run_after))
+        send_after_commit(db, row.queue, job_id, row.run_after)
+    return row is not None
+
+
+async def replay_all(db: AsyncSession, *, function: str | None = None, most: int = 1000) -> int:
+    """Has dead jobs done after all, from their first attempts on, in the order in which they died.
+
+    Args:
+        function: only those of this one.
+        most: how many at most, the oldest; a thousand begin within a second. Those that somebody else replays at this
+            moment are left to them.
+
+    Returns: how many.
+    """
+    if function is not None and "\x00" in function:
+        return 0
+    values = {"function": function, "most": most}
+    rows = (await (await db.connection()).execute(_REPLAY_ALL, values)).all()
+    for row in rows:
+        send_after_commit(db, row.queue, row.id, row.run_after)
+    return len(rows)
+
+
+async def run_now(db: AsyncSession, job_id: str) -> bool:
+    """Has a job that waits for a later moment, deferred or between two attempts, start now. Its attempts stay counted.
+
+    Returns: whether it was one.
+    """
+    if "\x00" in job_id:
+        return False
+    row = (await (await db.connection()).execute(_RUN_NOW, {"id": job_id})).one_or_none()
+    if row is not None:
+        send_after_commit(db, row.queue, job_id, row.run_after)
     return row is not None

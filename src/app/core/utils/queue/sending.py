@@ -141,7 +141,7 @@ async def enqueue(
         if _job_id is not None:
             raise JobIdTaken(_job_id)
         # What was in the way has expired, or was removed in between.
-    _send_after_commit(db, _queue_name, row.id, row.run_after)
+    send_after_commit(db, _queue_name, row.id, row.run_after)
     ENQUEUED.labels(function).inc()
     return Enqueued(row.id, row.run_after)
 
@@ -177,7 +177,8 @@ class _Batch:
             log.debug("jobs not sent yet", why=repr(error))
 
 
-def _send_after_commit(db: AsyncSession, queue: str, job_id: str, due: datetime) -> None:
+def send_after_commit(db: AsyncSession, queue: str, job_id: str, due: datetime) -> None:
+    """Has a job sent once this transaction is committed, together with the others of it."""
     batch = next((action for action in actions_after_commit(db) if isinstance(action, _Batch)), None)
     if batch is None:
         batch = _Batch({})
