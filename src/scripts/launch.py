@@ -199,11 +199,13 @@ def _banner(settings: Settings, port: int, is_first: bool) -> str:
     url = f"http://127.0.0.1:{port}"
     secret = getattr(settings, "ADMIN_PASSWORD", None) if is_first else None
     password = secret.get_secret_value() if secret else "ADMIN_PASSWORD in src/.env"
+    console = f"{url}/admin/" if getattr(settings, "CONSOLE_ENABLED", False) else "(no ConsoleSettings)"
     return f"""
   {getattr(settings, "APP_NAME", "The API")} is running at {url}
 
     documentation  {url}/docs
     log in         "Authorize" there, or POST {url}/api/v1/login
+    console        {console}
     user name      {getattr(settings, "ADMIN_USERNAME", "(no FirstUserSettings)")}
     password       {password}
 

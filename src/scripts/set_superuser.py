@@ -1,6 +1,6 @@
 """Makes a user a superuser, or no longer one: `python -m src.scripts.set_superuser USERNAME on` (or `off`).
 
-It counts from that user's next request on, on every server.
+It counts from that user's next request on, on every server. Who is no longer one has to sign in again.
 """
 
 import argparse
@@ -8,10 +8,10 @@ from functools import partial
 
 from sqlmodel.ext.asyncio.session import AsyncSession
 
+from app.api import accounts
 from app.core.config import Settings
-from app.crud.crud_security_event import Client, crud_security_events
+from app.crud.crud_security_event import Client
 from app.crud.crud_users import UserNotFound, crud_users
-from app.models.security_event import EventKind
 
 from .database_script import run_in_database
 
@@ -22,13 +22,8 @@ async def set_superuser(username: str, is_superuser: bool, db: AsyncSession, set
     if user is None:
         raise UserNotFound
     rank = "a superuser" if is_superuser else "no superuser"
-    if user.is_superuser == is_superuser:
-        return f"{username} is {rank} already."
-    user.is_superuser = is_superuser
-    await crud_security_events.record(
-        db, EventKind.RIGHTS_CHANGED, Client(), user_id=user.id, is_superuser=is_superuser
-    )
-    return f"{username} is {rank} now."
+    changed = await accounts.set_superuser(db, user, is_superuser, settings, Client(), actor=None)
+    return f"{username} is {rank} {'now' if changed else 'already'}."
 
 
 def main() -> None:

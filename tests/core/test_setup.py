@@ -18,6 +18,7 @@ from app.api.dependencies import get_current_superuser, limit_rate
 from app.core.config import (
     AppSettings,
     ClientSideCacheSettings,
+    ConsoleSettings,
     CORSSettings,
     CryptSettings,
     DefaultRateLimitSettings,
@@ -62,6 +63,7 @@ GROUPS: tuple[type[SettingsGroup], ...] = (
     SMTPSettings,
     MetricsSettings,
     TracingSettings,
+    ConsoleSettings,
     EnvironmentSettings,
 )
 

@@ -9,6 +9,7 @@ import pytest
 from sqlmodel import select
 
 from app.core.config import get_settings
+from app.models.login_session import LoginSession
 from app.models.security_event import EventKind, SecurityEvent
 from app.models.user import User
 from scripts import set_superuser
@@ -45,6 +46,18 @@ def test_a_user_becomes_a_superuser_and_is_none_again(run: Callable[..., str]) -
     assert asyncio.run(ada()) == (True, [{"is_superuser": True}])
     assert run("ada", "off") == "ada is no superuser now."
     assert asyncio.run(ada()) == (False, [{"is_superuser": True}, {"is_superuser": False}])
+
+
+def test_who_is_no_superuser_any_more_is_signed_in_nowhere(run: Callable[..., str]) -> None:
+    async def lives() -> bool:
+        async with opened_session(get_settings()) as db:
+            return (await db.exec(select(LoginSession))).one().revoked_at is None
+
+    asyncio.run(ada(create=True))
+    run("ada", "on")
+    assert asyncio.run(lives())
+    run("ada", "off")
+    assert not asyncio.run(lives())
 
 
 def test_who_is_not_there_is_named_in_one_line(run: Callable[..., str]) -> None:

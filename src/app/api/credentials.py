@@ -1,5 +1,9 @@
 """Changing, resetting and proving what a user signs in with, between HTTP and the tables."""
 
+import secrets
+from datetime import datetime, timedelta
+from math import log2
+from typing import Final
 from uuid import UUID
 
 from sqlmodel.ext.asyncio.session import AsyncSession
@@ -21,6 +25,11 @@ from app.crud.crud_users import crud_users
 from app.models.mail_token import MailPurpose
 from app.models.security_event import EventKind
 from app.models.user import PasswordChange, PasswordReset, User
+
+# Of a temporary password. Without what is taken for something else when it is read out: 0 and O, 1, I and L.
+_CHARACTERS: Final = "23456789abcdefghjkmnpqrstuvwxyz"
+_GROUPS, _GROUP_LENGTH = 4, 4
+TEMPORARY_PASSWORD_BITS: Final = _GROUPS * _GROUP_LENGTH * log2(len(_CHARACTERS))
 
 
 class WrongPassword(Forbidden):
@@ -51,7 +60,8 @@ async def change_password(
     """
     # All of it whether the current password is right or not: who holds a stolen token is not to learn that by the way.
     hashed = await hash_new_password(values.new_password.get_secret_value(), user, settings)
-    matches, _ = await verify_password(values.current_password.get_secret_value(), user.hashed_password, settings)
+    current = crud_users.good_hash(user)
+    matches, _ = await verify_password(values.current_password.get_secret_value(), current, settings)
     if not await may_pass(db, user, client, matches=matches) or await crud_users.lock_unchanged(db, user) is None:
         raise WrongPassword
     ended = await _store_password(db, user, hashed, spared=token.session_id)
@@ -81,9 +91,43 @@ async def reset_password(values: PasswordReset, db: AsyncSession, settings: Sett
     await crud_security_events.record(db, EventKind.PASSWORD_RESET, client, user_id=user.id, sessions_ended=ended)
 
 
-async def _store_password(db: AsyncSession, user: User, hashed: str, *, spared: UUID | None = None) -> int:
+async def set_temporary_password(db: AsyncSession, user: User, settings: Settings, client: Client, actor: User) -> str:
+    """Gives a user a random password for `TEMPORARY_PASSWORD_HOURS`, and ends all of their logins.
+
+    After that time it opens nothing, and neither does a login that was started with it, unless the user has chosen a
+    password of their own by then.
+
+    Returns: the password, which stands nowhere else.
+
+    Raises: UserNotFound, HashingBusy.
+    """
+    password = _random_password()
+    hashed = await hash_password(password, settings)
+    await crud_login_throttle.forgive(db, *await account_keys(db, user))  # First, as in `reset_password`.
+    expires_at = utc_now() + timedelta(hours=settings.TEMPORARY_PASSWORD_HOURS)
+    ended = await _store_password(db, user, hashed, expires_at=expires_at)
+    await crud_security_events.record(
+        db,
+        EventKind.PASSWORD_CHANGED,
+        client,
+        user_id=user.id,
+        actor_id=actor.id,
+        temporary=True,
+        sessions_ended=ended,
+    )
+    return password
+
+
+def _random_password() -> str:
+    groups = ("".join(secrets.choice(_CHARACTERS) for _ in range(_GROUP_LENGTH)) for _ in range(_GROUPS))
+    return "-".join(groups)
+
+
+async def _store_password(
+    db: AsyncSession, user: User, hashed: str, *, spared: UUID | None = None, expires_at: datetime | None = None
+) -> int:
     """Replaces what let somebody in as this user: password, reset tokens, logins. Says how many of those ended."""
-    await crud_users.set_password(db, user.id, hashed)
+    await crud_users.set_password(db, user.id, hashed, expires_at=expires_at)
     await crud_mail_tokens.void(db, MailPurpose.PASSWORD_RESET, user.id)
     return await crud_login_sessions.end_all_of_user(db, user.id, but=spared)
 

@@ -2,6 +2,7 @@
 
 from contextlib import suppress
 from datetime import timedelta
+from typing import Any
 from uuid import UUID
 
 from fastapi import Response
@@ -27,7 +28,7 @@ from app.crud.crud_login_throttle import crud_login_throttle
 from app.crud.crud_security_event import Client, crud_security_events
 from app.crud.crud_token_blacklist import crud_token_blacklist
 from app.crud.crud_users import crud_users
-from app.models.login_session import LoginSession
+from app.models.login_session import LoginKind, LoginSession
 from app.models.security_event import EventKind
 from app.models.token import AccessTokenRead, LoginForm
 from app.models.user import User
@@ -57,15 +58,16 @@ class ReusedToken(InvalidToken):
 # ---- Signing in ----
 
 
-async def sign_in(form: LoginForm, db: AsyncSession, settings: Settings, client: Client) -> tuple[User, LoginSession]:
+async def sign_in(
+    form: LoginForm, db: AsyncSession, settings: Settings, client: Client, kind: LoginKind = LoginKind.API
+) -> tuple[User, LoginSession]:
     """Checks name and password and starts a login. `db` is not touched until the hash is computed.
 
-    Raises: WrongCredentials, HashingBusy.
+    Raises: WrongCredentials, also for whom the console is not; HashingBusy.
     """
     async with reading() as questions:
         user = await crud_users.get_by_login(questions, form.username)
-    hashed = user.hashed_password if user else None
-    matches, renewed = await verify_password(form.password.get_secret_value(), hashed, settings)
+    matches, renewed = await verify_password(form.password.get_secret_value(), crud_users.good_hash(user), settings)
     if not await may_pass(db, user, client, matches=matches) or user is None:
         raise WrongCredentials
     user = await crud_users.lock_unchanged(db, user)
@@ -73,12 +75,23 @@ async def sign_in(form: LoginForm, db: AsyncSession, settings: Settings, client:
         raise WrongCredentials
     if renewed is not None:
         user.hashed_password = renewed
-    session = LoginSession(user_id=user.id, expires_at=utc_now())
+    told: dict[str, Any] = {"console": True} if kind is LoginKind.CONSOLE else {}
+    if kind is LoginKind.CONSOLE and not user.is_superuser:
+        await crud_security_events.record(db, EventKind.LOGIN_FAILED, client, user_id=user.id, rank=False, **told)
+        raise WrongCredentials
+    session = LoginSession(user_id=user.id, kind=kind, expires_at=utc_now())
     session.sqlmodel_update(_from(client))
-    session.use(utc_now(), settings)
+    session.use(utc_now(), *lifetimes(settings, kind))
     db.add(session)
-    await crud_security_events.record(db, EventKind.LOGIN, client, user_id=user.id, session_id=session.id)
+    await crud_security_events.record(db, EventKind.LOGIN, client, user_id=user.id, session_id=session.id, **told)
     return user, session
+
+
+def lifetimes(settings: Settings, kind: LoginKind) -> tuple[timedelta, timedelta]:
+    """For how long a login may lie unused, and how long it lasts at most."""
+    if kind is LoginKind.CONSOLE:
+        return timedelta(minutes=settings.CONSOLE_IDLE_MINUTES), timedelta(hours=settings.CONSOLE_SESSION_HOURS)
+    return timedelta(days=settings.REFRESH_TOKEN_EXPIRE_DAYS), timedelta(days=settings.SESSION_EXPIRE_DAYS)
 
 
 async def may_pass(db: AsyncSession, user: User | None, client: Client, *, matches: bool) -> bool:
@@ -146,7 +159,7 @@ async def rotate(
     if token.generation == session.generation:
         session.generation += 1
         session.rotated_at = now
-        session.use(now, settings)
+        session.use(now, *lifetimes(settings, LoginKind.API))
         session.sqlmodel_update(_from(client))
     elif token.generation != session.generation - 1 or now - session.rotated_at >= _grace(settings):
         session.revoked_at = now

@@ -6,6 +6,7 @@ Values come from the environment, then from `src/.env` (or the file that the var
 from functools import lru_cache
 
 from app.core.settings.base import ENV_FILE, SettingsError, SettingsGroup
+from app.core.settings.console import ConsoleSettings
 from app.core.settings.environment import EnvironmentOption, EnvironmentSettings, environment_of
 from app.core.settings.http import AppSettings, ClientSideCacheSettings, CORSSettings, ProxySettings
 from app.core.settings.mail import SMTPSettings
@@ -25,6 +26,7 @@ __all__ = [
     "AppSettings",
     "CORSSettings",
     "ClientSideCacheSettings",
+    "ConsoleSettings",
     "CryptSettings",
     "DefaultRateLimitSettings",
     "EnvironmentOption",
@@ -64,6 +66,7 @@ class Settings(
     SMTPSettings,
     MetricsSettings,
     TracingSettings,
+    ConsoleSettings,
     EnvironmentSettings,
 ):
     """This application's settings: leave a group out and its feature is gone."""

@@ -3,7 +3,7 @@
 from datetime import datetime
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Exists, delete, exists, func, update
+from sqlalchemy import ColumnElement, Exists, delete, exists, func, or_, update
 from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
@@ -12,7 +12,7 @@ from app.core.exceptions.http_exceptions import NotFound
 from app.core.schemas import Page
 from app.crud.crud_base import CRUDBase
 from app.crud.helper import Paging
-from app.models.login_session import LoginSession
+from app.models.login_session import LoginKind, LoginSession
 from app.models.user import User
 
 
@@ -20,19 +20,54 @@ class LoginSessionNotFound(NotFound):
     text = "There is no such login, or it has ended."
 
 
+def password_is_good() -> ColumnElement[bool]:
+    """The condition that the user in the query has no temporary password that has expired by now."""
+    expires_at = col(User.password_expires_at)
+    # Not when the transaction began: it may have waited since.
+    return or_(expires_at.is_(None), expires_at > func.clock_timestamp())
+
+
 class CRUDLoginSession(CRUDBase[LoginSession]):
     model = LoginSession
     not_found = LoginSessionNotFound
 
     async def lock_with_user(self, db: AsyncSession, session_id: UUID) -> tuple[LoginSession, User] | None:
-        """A login and its user, who is not deleted; nobody else changes that login until this transaction ends."""
+        """A login of the API and its user, who is not deleted and whose password has not expired; nobody else changes that login
+        until this transaction ends.
+        """
         statement = (
             select(LoginSession, User)
             .join(User, col(User.id) == col(LoginSession.user_id))
-            .where(col(LoginSession.id) == session_id, col(User.is_deleted).is_(False))
+            .where(
+                col(LoginSession.id) == session_id,
+                col(LoginSession.kind) == LoginKind.API,
+                col(User.is_deleted).is_(False),
+                password_is_good(),
+            )
             .with_for_update(of=LoginSession)
         )
         return (await db.exec(statement)).first()
+
+    async def get_of_console(self, db: AsyncSession, session_id: UUID) -> tuple[LoginSession, User] | None:
+        """A live login of the console and its user, who is a superuser at this moment: one query for all."""
+        statement = (
+            select(LoginSession, User)
+            .join(User, col(User.id) == col(LoginSession.user_id))
+            .where(
+                col(LoginSession.id) == session_id,
+                col(LoginSession.kind) == LoginKind.CONSOLE,
+                self._live,
+                col(User.is_deleted).is_(False),
+                col(User.is_superuser).is_(True),
+                password_is_good(),
+            )
+        )
+        return (await db.exec(statement)).first()
+
+    async def note_use(self, db: AsyncSession, session_id: UUID, now: datetime, expires_at: datetime) -> None:
+        """Puts off the end of a login, if it lives."""
+        statement = update(LoginSession).where(col(LoginSession.id) == session_id, self._live)
+        await db.exec(statement.values(last_used_at=now, expires_at=expires_at))
 
     async def page_of_user(self, db: AsyncSession, paging: Paging, user_id: int) -> Page[LoginSession]:
         """One page of a user's live logins, the last used first."""
@@ -58,9 +93,9 @@ class CRUDLoginSession(CRUDBase[LoginSession]):
         return (await db.exec(statement)).rowcount
 
     def lives_for(self, session_id: UUID) -> Exists:
-        """The condition that this login of the user in the same query is live."""
+        """The condition that this login of the user in the same query is live, and one of the API."""
         mine = (col(LoginSession.id) == session_id, col(LoginSession.user_id) == col(User.id))
-        return exists().where(*mine, self._live)
+        return exists().where(*mine, col(LoginSession.kind) == LoginKind.API, self._live)
 
     async def purge(self, db: AsyncSession, before: datetime) -> int:
         """Removes the logins that expired before this moment. Says how many."""

@@ -1,5 +1,6 @@
 """Users in the database. Every finder but one sees only those who are not deleted."""
 
+from datetime import datetime
 from typing import ClassVar
 from uuid import UUID
 
@@ -13,7 +14,7 @@ from app.core.db.models import utc_now
 from app.core.exceptions.http_exceptions import Conflict, NotFound, Problem
 from app.core.schemas import Page
 from app.crud.crud_base import CRUDBase
-from app.crud.crud_login_session import crud_login_sessions
+from app.crud.crud_login_session import crud_login_sessions, password_is_good
 from app.crud.crud_tier import TierNotFound
 from app.crud.crud_token_blacklist import crud_token_blacklist
 from app.crud.helper import Paging
@@ -64,24 +65,52 @@ class CRUDUser(CRUDBase[User]):
         return await self.get_by_username(db, name_or_email)
 
     async def get_signed_in(self, db: AsyncSession, user_uuid: UUID, session_id: UUID, jti: str) -> User | None:
-        """The user an access token names, unless their login has ended or the token is revoked: one query for all."""
-        good = (crud_login_sessions.lives_for(session_id), ~crud_token_blacklist.holds(jti))
+        """The user an access token names, unless their login has ended, with a temporary password or otherwise, or the
+        token is revoked: one query for all.
+        """
+        good = (crud_login_sessions.lives_for(session_id), password_is_good(), ~crud_token_blacklist.holds(jti))
         return await self._first(db, col(User.uuid) == user_uuid, self._alive, *good)
 
+    def good_hash(self, user: User | None) -> str | None:
+        """What a password that was given is compared with; None for nobody, and when a temporary one has expired."""
+        if user is None or (user.password_expires_at is not None and user.password_expires_at <= utc_now()):
+            return None
+        return user.hashed_password
+
     async def lock_unchanged(self, db: AsyncSession, user: User) -> User | None:
-        """The user, unless deleted or given another password since they were read; so until this transaction ends."""
+        """The user, unless deleted or given another password since they were read, or their temporary one has expired
+        by now; so until this transaction ends.
+        """
         same = col(User.password_changed_at).is_not_distinct_from(user.password_changed_at)
-        unchanged = select(User).where(col(User.id) == user.id, self._alive, same)
+        unchanged = select(User).where(col(User.id) == user.id, self._alive, same, password_is_good())
         return (await db.exec(unchanged.with_for_update(key_share=True))).first()
 
-    async def set_password(self, db: AsyncSession, user_id: int, hashed_password: str) -> User:
-        """Gives a user another password. Raises: UserNotFound for one who was deleted meanwhile."""
-        where = (col(User.id) == user_id, self._alive)
-        user = (await db.exec(select(User).where(*where).with_for_update(key_share=True))).first()
+    async def lock(self, db: AsyncSession, user_id: int, *, deleted: bool = False) -> User:
+        """The user as they are by now, and for nobody else to change until this transaction ends.
+
+        Args:
+            deleted: whether it has to be one who is deleted, or, as usual, one who is not.
+
+        Raises: UserNotFound.
+        """
+        state = ~self._alive if deleted else self._alive
+        statement = select(User).where(col(User.id) == user_id, state).with_for_update(key_share=True)
+        user = (await db.exec(statement.execution_options(populate_existing=True))).first()
         if user is None:
             raise UserNotFound
+        return user
+
+    async def set_password(
+        self, db: AsyncSession, user_id: int, hashed_password: str, *, expires_at: datetime | None = None
+    ) -> User:
+        """Gives a user another password, for good or until `expires_at`.
+
+        Raises: UserNotFound for one who was deleted meanwhile.
+        """
+        user = await self.lock(db, user_id)
         user.hashed_password = hashed_password
         user.password_changed_at = utc_now()
+        user.password_expires_at = expires_at
         await self._flush(db)
         return user
 
@@ -103,6 +132,12 @@ class CRUDUser(CRUDBase[User]):
         user.tier_id = None
         flag_modified(user, "tier_id")  # Written even if it was None: somebody may have set it since.
         user.deleted_at = utc_now()
+        await self._flush(db)
+
+    async def restore(self, db: AsyncSession, user: User) -> None:
+        """Takes `soft_delete` back, but for the tier."""
+        user.is_deleted = False
+        user.deleted_at = None
         await self._flush(db)
 
     @property

@@ -2,6 +2,7 @@
 
 from app.core.db.outbox import CacheInvalidation
 from app.core.utils.queue.table import Job
+from app.models.console_action import ConsoleAction
 from app.models.login_session import LoginSession
 from app.models.login_throttle import LoginThrottle
 from app.models.mail_token import MailToken
@@ -13,6 +14,7 @@ from app.models.user import User
 
 __all__ = [
     "CacheInvalidation",
+    "ConsoleAction",
     "Job",
     "LoginSession",
     "LoginThrottle",

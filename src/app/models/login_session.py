@@ -2,13 +2,21 @@
 
 import secrets
 from datetime import datetime, timedelta
+from enum import StrEnum
 from uuid import UUID, uuid4
 
+from sqlalchemy import text
 from sqlmodel import Field, SQLModel
 
-from app.core.config import CryptSettings
 from app.core.db.models import utc_now
 from app.core.schemas import ResponseModel
+
+
+class LoginKind(StrEnum):
+    """What a login opens: one of them never opens the other."""
+
+    API = "api"
+    CONSOLE = "console"
 
 
 class LoginSession(SQLModel, table=True):
@@ -18,6 +26,7 @@ class LoginSession(SQLModel, table=True):
 
     id: UUID = Field(default_factory=uuid4, primary_key=True)
     user_id: int = Field(foreign_key="user.id", ondelete="CASCADE", index=True)
+    kind: str = Field(default=LoginKind.API, max_length=10, sa_column_kwargs={"server_default": text("'api'")})
     salt: bytes = Field(default_factory=lambda: secrets.token_bytes(16), repr=False)
     generation: int = Field(default=0, description="Of the refresh token that is good now.")
     rotated_at: datetime = Field(default_factory=utc_now, description="When that one was first given out.")
@@ -32,25 +41,28 @@ class LoginSession(SQLModel, table=True):
         """Whether its tokens are good at this moment."""
         return self.revoked_at is None and now < self.expires_at
 
-    def use(self, now: datetime, settings: CryptSettings) -> None:
+    def use(self, now: datetime, idle: timedelta, longest: timedelta) -> None:
         """Puts off its end: by the time it may lie unused, but never past the longest a login lasts."""
         self.last_used_at = now
-        self.expires_at = min(
-            self.created_at + timedelta(days=settings.SESSION_EXPIRE_DAYS),
-            now + timedelta(days=settings.REFRESH_TOKEN_EXPIRE_DAYS),
-        )
+        self.expires_at = self.end_if_used(now, idle, longest)
+
+    def end_if_used(self, now: datetime, idle: timedelta, longest: timedelta) -> datetime:
+        """When it ends, if it is used at this moment."""
+        return min(self.created_at + longest, now + idle)
 
 
 class LoginSessionRead(ResponseModel):
     """A login, as its user sees it.
 
     Attributes:
+        kind: `api`, or `console` for one of the operator's console.
         last_used_at: when it was last refreshed.
         expires_at: when it ends, unless it is refreshed before.
         current: whether this request belongs to it.
     """
 
     id: UUID
+    kind: LoginKind
     created_at: datetime
     last_used_at: datetime
     expires_at: datetime

@@ -29,6 +29,7 @@ class EventKind(StrEnum):
     EMAIL_CHANGED = "email_changed"
     RIGHTS_CHANGED = "rights_changed"
     USER_DELETED = "user_deleted"
+    USER_RESTORED = "user_restored"
 
 
 class SecurityEvent(SQLModel, table=True):

@@ -72,6 +72,9 @@ class User(UUIDMixin, TimestampMixin, SoftDeleteMixin, table=True):
     password_changed_at: datetime | None = Field(
         default=None, description="Unlike the hash, not changed by renewing it."
     )
+    password_expires_at: datetime | None = Field(
+        default=None, description="Of a temporary one: it opens nothing from then on."
+    )
     profile_image_url: str | None = Field(default=None, max_length=500)
     tier_id: int | None = Field(default=None, foreign_key="tier.id", ondelete="RESTRICT", index=True)
     email_verified_at: datetime | None = Field(default=None, description="When mail to the address was answered.")

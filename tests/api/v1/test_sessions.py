@@ -10,7 +10,7 @@ from tests.helper import PASSWORD, create_session, create_superuser, create_user
 
 pytestmark = pytest.mark.anyio
 
-SHOWN = {"id", "created_at", "last_used_at", "expires_at", "address", "user_agent", "current"}
+SHOWN = {"id", "kind", "created_at", "last_used_at", "expires_at", "address", "user_agent", "current"}
 
 
 async def status_of_me(client: httpx2.AsyncClient, headers: dict[str, str]) -> int:

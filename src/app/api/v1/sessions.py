@@ -2,6 +2,7 @@
 
 from fastapi import APIRouter, Depends, Response
 
+from app.api.accounts import end_logins
 from app.api.dependencies import (
     ClientDep,
     CurrentSuperuser,
@@ -53,8 +54,7 @@ async def end_my_sessions(
     response: Response, user: CurrentUser, db: SessionDep, client: ClientDep, settings: SettingsDep
 ) -> SessionsEnded:
     """Sign out everywhere, here included."""
-    ended = await crud_login_sessions.end_all_of_user(db, user.id)
-    await crud_security_events.record(db, EventKind.SESSIONS_ENDED, client, user_id=user.id, ended=ended)
+    ended = await end_logins(db, user, client, actor=user)
     forget_tokens(response, settings)
     return SessionsEnded(ended=ended)
 
@@ -74,8 +74,4 @@ async def read_user_sessions(
 @router.delete("/user/{username}/sessions", responses=problems(Unauthorized, Forbidden, UserNotFound))
 async def end_user_sessions(admin: CurrentSuperuser, user: UserDep, db: SessionDep, client: ClientDep) -> SessionsEnded:
     """End all logins of a user. Superusers only."""
-    ended = await crud_login_sessions.end_all_of_user(db, user.id)
-    await crud_security_events.record(
-        db, EventKind.SESSIONS_ENDED, client, user_id=user.id, actor_id=admin.id, ended=ended
-    )
-    return SessionsEnded(ended=ended)
+    return SessionsEnded(ended=await end_logins(db, user, client, admin))

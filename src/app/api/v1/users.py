@@ -5,6 +5,7 @@ from functools import partial
 from fastapi import APIRouter
 from starlette.status import HTTP_201_CREATED
 
+from app.api.accounts import PROFILE, delete_account, move_to_tier, update_profile
 from app.api.credentials import ask_to_verify
 from app.api.dependencies import (
     ClientDep,
@@ -30,7 +31,6 @@ from app.core.passwords import HashingBusy, hash_password
 from app.core.schemas import Message, Page
 from app.core.security import InvalidToken
 from app.core.utils.cache import cache
-from app.crud.crud_login_session import crud_login_sessions
 from app.crud.crud_rate_limit import crud_rate_limits
 from app.crud.crud_security_event import crud_security_events
 from app.crud.crud_tier import TierNotFound, crud_tiers
@@ -43,8 +43,8 @@ from app.models.user import User, UserCreate, UserPublic, UserRead, UserTierUpda
 router = APIRouter(tags=["users"])
 
 
-# What is cached about a user: the public profile, for all who see no more of it.
-public_profile = partial(cache, "user_profile", resource_id_name="username")
+# What is cached about a user: the public profile, for all who see no more of it. `app.api.accounts` drops it.
+public_profile = partial(cache, PROFILE, resource_id_name="username")
 
 
 @router.post(
@@ -90,9 +90,7 @@ async def read_user(username: UsernameInPath, sees_all: SeesAll) -> UserRead | U
     response_model=UserRead,
     responses=problems(Unauthorized, Forbidden, UserNotFound, UsernameTaken, EmailTaken),
 )
-@public_profile()
 async def update_user(
-    username: UsernameInPath,
     user: ManagedUser,
     values: UserUpdate,
     db: SessionDep,
@@ -101,21 +99,13 @@ async def update_user(
     client: ClientDep,
 ) -> User:
     """Change a profile: your own or, as a superuser, anybody's. Another e-mail address has to be verified anew."""
-    earlier = user.email
-    updated = await crud_users.update(db, user, values)
-    if updated.email.lower() != earlier.lower():
-        await crud_security_events.record(db, EventKind.EMAIL_CHANGED, client, user_id=user.id, actor_id=actor.id)
-        await ask_to_verify(updated, db, settings)
-    return updated
+    return await update_profile(db, user, values, settings, client, actor)
 
 
 @router.delete("/user/{username}", responses=problems(Unauthorized, Forbidden, UserNotFound))
-@public_profile()
-async def delete_user(username: UsernameInPath, user: OwnUser, db: SessionDep, client: ClientDep) -> Message:
+async def delete_user(user: OwnUser, db: SessionDep, settings: SettingsDep, client: ClientDep) -> Message:
     """Delete your account. Every token of it is refused from now on; the name stays taken."""
-    await crud_users.soft_delete(db, user)
-    await crud_login_sessions.end_all_of_user(db, user.id)
-    await crud_security_events.record(db, EventKind.USER_DELETED, client, user_id=user.id)
+    await delete_account(db, user, settings, client, actor=user)
     return Message(message="User deleted.")
 
 
@@ -147,21 +137,16 @@ async def read_user_tier(user: ManagedUser, db: SessionDep) -> Tier | None:
     response_model=UserRead,
     responses=problems(Unauthorized, Forbidden, UserNotFound, TierNotFound),
 )
-@public_profile()
 async def update_user_tier(
     admin: CurrentSuperuser,
-    username: UsernameInPath,
     user: UserDep,
     values: UserTierUpdate,
     db: SessionDep,
+    settings: SettingsDep,
     client: ClientDep,
 ) -> User:
     """Move a user to a tier, or with null out of any. Superusers only."""
-    updated = await crud_users.update(db, user, values)
-    await crud_security_events.record(
-        db, EventKind.RIGHTS_CHANGED, client, user_id=user.id, actor_id=admin.id, tier_id=values.tier_id
-    )
-    return updated
+    return await move_to_tier(db, user, values.tier_id, settings, client, admin)
 
 
 @router.get("/user/{username}/rate_limits", responses=problems(Unauthorized, Forbidden, UserNotFound))
