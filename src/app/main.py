@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 
 from fastapi import Depends, FastAPI
 
+from app.admin import add_console
 from app.api import build_router
 from app.api.dependencies import get_current_superuser
 from app.core.config import environment_of, get_settings
@@ -30,3 +31,4 @@ app = create_application(
     docs_guard=[Depends(get_current_superuser)],
     lifespan=settled,
 )
+add_console(app, settings)
