@@ -68,14 +68,14 @@ async def sign_in(
     async with reading() as questions:
         user = await crud_users.get_by_login(questions, form.username)
     matches, renewed = await verify_password(form.password.get_secret_value(), crud_users.good_hash(user), settings)
-    if not await may_pass(db, user, client, matches=matches) or user is None:
+    told: dict[str, Any] = {"console": True} if kind is LoginKind.CONSOLE else {}
+    if not await may_pass(db, user, client, matches=matches, **told) or user is None:
         raise WrongCredentials
     user = await crud_users.lock_unchanged(db, user)
     if user is None:  # Deleted, or given another password, while the hash was computed.
         raise WrongCredentials
     if renewed is not None:
         user.hashed_password = renewed
-    told: dict[str, Any] = {"console": True} if kind is LoginKind.CONSOLE else {}
     if kind is LoginKind.CONSOLE and not user.is_superuser:
         await crud_security_events.record(db, EventKind.LOGIN_FAILED, client, user_id=user.id, rank=False, **told)
         raise WrongCredentials
@@ -94,23 +94,23 @@ def lifetimes(settings: Settings, kind: LoginKind) -> tuple[timedelta, timedelta
     return timedelta(days=settings.REFRESH_TOKEN_EXPIRE_DAYS), timedelta(days=settings.SESSION_EXPIRE_DAYS)
 
 
-async def may_pass(db: AsyncSession, user: User | None, client: Client, *, matches: bool) -> bool:
+async def may_pass(db: AsyncSession, user: User | None, client: Client, *, matches: bool, **told: Any) -> bool:
     """Whether a password that was given opens the account; counts it when it was wrong.
 
     Decided after the hash was computed and one after the other for each account, so that of many guesses at once
-    no more are answered than of as many in turn.
+    no more are answered than of as many in turn. `told` is what the events say besides.
     """
     keys = await _throttle_keys(db, user, client)
     user_id = user.id if user else None
     if await crud_login_throttle.is_locked(db, keys):
-        await crud_security_events.record(db, EventKind.LOGIN_FAILED, client, user_id=user_id, locked=True)
+        await crud_security_events.record(db, EventKind.LOGIN_FAILED, client, user_id=user_id, locked=True, **told)
         return False
     if matches:
         await crud_login_throttle.forgive(db, *(key for key in keys if key.startswith("account:")))
         return True
-    await crud_security_events.record(db, EventKind.LOGIN_FAILED, client, user_id=user_id)
+    await crud_security_events.record(db, EventKind.LOGIN_FAILED, client, user_id=user_id, **told)
     if await crud_login_throttle.fail(db, keys):
-        await crud_security_events.record(db, EventKind.LOGIN_LOCKED, client, user_id=user_id)
+        await crud_security_events.record(db, EventKind.LOGIN_LOCKED, client, user_id=user_id, **told)
     return False
 
 
