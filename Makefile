@@ -52,9 +52,10 @@ check: install ## Format, lint, types, tests with coverage: what CI runs.
 doctor: install ## Look at the settings and every server they name; each fault with its remedy.
 	@exec $(PY) -m src.scripts.doctor $(ARGS)
 
-bench: install ## Requests per second as ratios to a bare FastAPI route, and what jobs cost; needs wrk.
+bench: install ## Requests per second as ratios to a bare FastAPI route, what jobs and the console's pages cost; needs wrk.
 	@$(PY) -m bench.ratios $(ARGS)
-	@exec $(PY) -m bench.jobs
+	@$(PY) -m bench.jobs
+	@exec $(PY) -m bench.console
 
 lock: install ## Compile the lock files anew from pyproject.toml.
 	@$(PY) -m pip install --quiet --disable-pip-version-check uv
