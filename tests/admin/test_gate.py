@@ -21,7 +21,7 @@ from app.models.login_session import LoginKind, LoginSession
 from app.models.tier import Tier
 from app.models.user import User
 from tests.admin.conftest import app_with_console
-from tests.admin.operator import SAME_ORIGIN, console_of, post, text_of, token_of
+from tests.admin.operator import SAME_ORIGIN, console_of, post, sign_in, text_of, token_of
 from tests.helper import PASSWORD, all_rows, create_superuser, signed_in
 
 pytestmark = pytest.mark.anyio
@@ -179,8 +179,6 @@ async def test_two_servers_know_the_same(operator: httpx2.AsyncClient, settings:
 
 
 async def test_logins_of_others_live_on(app: FastAPI, operator: httpx2.AsyncClient, db: AsyncSession) -> None:
-    from tests.admin.operator import sign_in
-
     other = await create_superuser(db)
     async with console_of(app) as console:
         assert (await sign_in(console, other)).status_code == 303
@@ -230,7 +228,7 @@ async def test_a_form_with_errors_leaves_nothing(operator: httpx2.AsyncClient, d
 
 
 async def test_a_browser_that_leaves_does_not_undo_half(operator: httpx2.AsyncClient, db: AsyncSession) -> None:
-    """A hundred changes at once, and all of them cancelled somewhere: each is there with its trail, or neither."""
+    """Changes that are cancelled somewhere on their way: each is there with its trail, or neither is."""
     token = await token_of(operator)
 
     async def create(number: int) -> None:

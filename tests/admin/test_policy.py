@@ -11,8 +11,10 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 
 from app.admin.policy import StrictPolicy, security_headers
 from app.core.config import Settings
+from app.core.db import database
 from app.crud.crud_tier import crud_tiers
 from app.models.user import User
+from scripts.embedded import free_port
 from tests.admin.operator import SAME_ORIGIN, console_of, post, sign_in, text_of, token_of
 from tests.admin.routes import crawl, keys_of
 from tests.admin.world import HOSTILE, create_world
@@ -246,6 +248,27 @@ async def test_an_error_that_nobody_expected_tells_nothing(
     assert_in_the_console_s_clothes(answer, 500)
     assert answer.headers["X-Request-ID"] in text_of(answer)
     assert "hashed_password" in capsys.readouterr().out, "the log has it"
+
+
+async def test_without_the_database_nobody_is_let_in(
+    operator: httpx2.AsyncClient, app: FastAPI, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    token = await token_of(operator)
+    for name in ("_sessions", "_readers"):  # put back at the end
+        monkeypatch.setattr(database, name, getattr(database, name))
+    away = database.open_database(settings.model_copy(update={"POSTGRES_PORT": free_port()}))
+    try:
+        for path in ("", "tier/list", "user/detail?pk=1", "nothing"):
+            assert_in_the_console_s_clothes(await operator.get(path), 503)
+        values = {"name": "gold", "csrftoken": token}
+        answer = await operator.post("tier/create", data=values, headers=SAME_ORIGIN)
+        assert_in_the_console_s_clothes(answer, 503)
+        async with console_of(app) as stranger:
+            assert_in_the_console_s_clothes(await sign_in(stranger, "operator"), 503)
+    finally:
+        monkeypatch.undo()
+        await away.dispose()
+    assert (await operator.get("tier/list")).status_code == 200
 
 
 async def test_a_body_that_is_too_large_is_refused(operator: httpx2.AsyncClient, settings: Settings) -> None:

@@ -13,7 +13,16 @@ from pathlib import Path
 from typing import Any, Final
 
 import pytest
-from playwright.async_api import Browser, ConsoleMessage, Page, Request, Response, ViewportSize, async_playwright
+from playwright.async_api import (
+    Browser,
+    BrowserContext,
+    ConsoleMessage,
+    Page,
+    Request,
+    Response,
+    ViewportSize,
+    async_playwright,
+)
 from redis import Redis
 
 from app.core.config import Settings, get_settings
@@ -111,30 +120,37 @@ class Watch:
 NewPage = Callable[..., Coroutine[Any, Any, Page]]
 
 
+async def new_context(chromium: Browser, servers: Servers, **options: Any) -> BrowserContext:
+    """A browser profile of its own; with what Playwright's contexts take, such as `color_scheme`."""
+    context = await chromium.new_context(
+        **{"base_url": f"{servers.console}/", "viewport": WIDE, "reduced_motion": "reduce", **options}
+    )
+    context.set_default_timeout(PATIENCE)
+    return context
+
+
 @asynccontextmanager
 async def pages(chromium: Browser, servers: Servers) -> AsyncIterator[NewPage]:
-    """Makes pages, each in a browser profile of its own, and looks at the end whether all was well.
+    """Makes pages and looks at the end whether all was well on them.
 
-    Yields: a function that takes what a Playwright context takes, such as `color_scheme`.
+    Yields: a function that takes a context for the page; without one, what `new_context` takes for one of its own.
     """
     watch = Watch(servers.console.removesuffix("/admin"))
-    contexts = []
+    opened: list[Page | BrowserContext] = []
 
-    async def new_page(**options: Any) -> Page:
-        context = await chromium.new_context(
-            **{"base_url": f"{servers.console}/", "viewport": WIDE, "reduced_motion": "reduce", **options}
-        )
-        contexts.append(context)
-        context.set_default_timeout(PATIENCE)
+    async def new_page(context: BrowserContext | None = None, **options: Any) -> Page:
+        shared = context is not None
+        context = context or await new_context(chromium, servers, **options)
         page = await context.new_page()
+        opened.append(page if shared else context)
         watch.over(page)
         return page
 
     try:
         yield new_page
     finally:
-        for context in contexts:
-            await context.close()
+        for one in opened:
+            await one.close()
     assert not watch.problems
 
 

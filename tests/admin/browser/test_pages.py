@@ -2,14 +2,15 @@
 
 import json
 import re
+from collections.abc import AsyncIterator
 from typing import Any, Literal
 
 import pytest
 from axe_playwright_python.async_playwright import Axe  # type: ignore[import-untyped]
-from playwright.async_api import Page, ViewportSize, expect
+from playwright.async_api import Browser, BrowserContext, Page, ViewportSize, expect
 
 from app.models.user import User
-from tests.admin.browser.conftest import NARROW, SHOTS, WIDE, NewPage, Servers
+from tests.admin.browser.conftest import NARROW, SHOTS, WIDE, NewPage, Servers, new_context
 from tests.admin.browser.steps import sign_in
 from tests.admin.world import create_world
 from tests.conftest import opened_session
@@ -53,15 +54,16 @@ CONTRAST = {"runOnly": ["color-contrast"], "resultTypes": ["violations"]}  # whe
 
 
 @pytest.fixture(scope="module")
-async def storage(chromium: Any, servers: Servers) -> Any:
-    """A signed-in browser's cookies, with the world to look at behind them."""
+async def looker(chromium: Browser, servers: Servers) -> AsyncIterator[BrowserContext]:
+    """A browser that is signed in, with the world to look at."""
     async with opened_session(servers.settings) as db:
         operator = await create_superuser(db, username="looker")
         await create_world(db)
-    context = await chromium.new_context(base_url=f"{servers.console}/")
+    context = await new_context(chromium, servers)
     page = await context.new_page()
     await sign_in(page, operator)
-    yield await context.storage_state()
+    await page.close()
+    yield context
     await context.close()
 
 
@@ -87,10 +89,10 @@ async def assert_accessible(page: Page, name: str, rules: dict[str, Any] = AXE) 
 
 
 @pytest.mark.parametrize("name", PAGES)
-async def test_a_page_is_accessible_and_fits(new_page: NewPage, storage: Any, name: str) -> None:
+async def test_a_page_is_accessible_and_fits(new_page: NewPage, looker: BrowserContext, name: str) -> None:
     """Pictures of it are kept, in light at the desk and in dark on the phone."""
     SHOTS.mkdir(parents=True, exist_ok=True)
-    page = await new_page(storage_state=storage, color_scheme="light")
+    page = await new_page(looker)
     answer = await page.goto(PAGES[name])
     assert answer is not None
     assert answer.status == (404 if name == "not-found" else 200)
@@ -123,9 +125,9 @@ async def test_the_form_for_signing_in_is_accessible_and_fits(new_page: NewPage,
         await assert_accessible(page, f"refused login in {scheme}")
 
 
-async def test_every_page_of_the_menu_has_its_picture(new_page: NewPage, storage: Any) -> None:
+async def test_every_page_of_the_menu_has_its_picture(new_page: NewPage, looker: BrowserContext) -> None:
     """A new page in the menu fails this test until it is among PAGES."""
-    page = await new_page(storage_state=storage)
+    page = await new_page(looker)
     await page.goto("")
     links = page.get_by_role("navigation", name="Main menu").get_by_role("link")
     addresses = {await link.get_attribute("href") for link in await links.all()}
@@ -134,8 +136,8 @@ async def test_every_page_of_the_menu_has_its_picture(new_page: NewPage, storage
     assert len(addresses) == 10
 
 
-async def test_the_menu_of_a_phone_opens_and_leads_on(new_page: NewPage, storage: Any) -> None:
-    page = await new_page(storage_state=storage, viewport=NARROW, has_touch=True, is_mobile=True)
+async def test_the_menu_of_a_phone_opens_and_leads_on(new_page: NewPage, looker: BrowserContext) -> None:
+    page = await new_page(storage_state=await looker.storage_state(), viewport=NARROW, has_touch=True, is_mobile=True)
     await page.goto("")
     tiers = page.get_by_role("link", name="Tiers", exact=True)
     await expect(tiers).to_be_hidden()
@@ -145,8 +147,8 @@ async def test_the_menu_of_a_phone_opens_and_leads_on(new_page: NewPage, storage
     await expect(page.get_by_role("heading", level=1, name="Tiers")).to_be_visible()
 
 
-async def test_light_and_dark_are_chosen_and_kept(new_page: NewPage, storage: Any) -> None:
-    page = await new_page(storage_state=storage, color_scheme="light")
+async def test_light_and_dark_are_chosen_and_kept(new_page: NewPage, looker: BrowserContext) -> None:
+    page = await new_page(storage_state=await looker.storage_state(), color_scheme="light")
     await page.goto("")
     theme = page.locator("html")
     await expect(theme).to_have_attribute("data-bs-theme", "light")
@@ -198,13 +200,13 @@ async def test_a_keyboard_is_enough(new_page: NewPage, servers: Servers, superus
     await delete.focus()
     await page.keyboard.press("Enter")
     dialog = page.get_by_role("dialog")
-    await expect(dialog).to_be_visible()
+    focus_inside = dialog.locator(":focus").or_(page.locator("[role=dialog]:focus"))
+    await expect(focus_inside).to_have_count(1)  # Until then it is still opening.
     await page.keyboard.press("Escape")
     await expect(dialog).to_be_hidden()
     await delete.focus()
     await page.keyboard.press("Enter")
-    await expect(dialog).to_be_visible()
-    await expect(dialog.locator(":focus").or_(page.locator("[role=dialog]:focus"))).to_have_count(1)
+    await expect(focus_inside).to_have_count(1)
     for _ in range(6):
         await page.keyboard.press("Tab")
         if await dialog.locator("button:focus").count() and "Cancel" not in await page.locator(":focus").inner_text():
