@@ -388,10 +388,12 @@ async def test_all_dead_letters_are_replayed_of_one_function_or_of_all(
     assert {(await job_of(f"mail {n}")).state for n in range(3)} == {JobState.DEAD}
     assert (await act_on_all(operator, "replay_all")).status_code == 200
     assert {(await job_of(f"mail {n}")).state for n in range(3)} == {JobState.QUEUED}
-    facts = {"status": "dead"}, {"replayed": 3}
-    assert await entries(db) == [
-        (superuser.username, "job.replay_all", "dead jobs of other", *facts),
-        (superuser.username, "job.replay_all", "dead jobs", *facts),
+    assert [
+        (who, what, target, before, after["replayed"], sorted(after["ids"]))
+        for who, what, target, before, after in await entries(db)
+    ] == [
+        (superuser.username, "job.replay_all", target, {"status": "dead"}, 3, [f"{name} {n}" for n in range(3)])
+        for target, name in (("dead jobs of other", "other"), ("dead jobs", "mail"))
     ]
     for function in ("", "other", "none", "a\x00b"):
         assert (await act_on_all(operator, "replay_all", function=function)).status_code == 400

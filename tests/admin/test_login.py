@@ -13,6 +13,8 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 from app.api.sign_in import FREE_FAILURES_OF_ACCOUNT
 from app.core import passwords
 from app.core.db.models import utc_now
+from app.core.utils.rate_limit import EVERY_PATH, Limiter, Rule
+from app.core.utils.rate_limit.rules import Rules, Window
 from app.crud.crud_login_throttle import crud_login_throttle
 from app.models.login_session import LoginKind, LoginSession
 from app.models.login_throttle import LoginThrottle
@@ -208,6 +210,27 @@ async def test_the_sixth_failure_locks_both_doors(
     await forget_failures(db)
     assert await there(PASSWORD) in {200, 303}
     assert await here(PASSWORD) in {200, 303}
+
+
+async def test_who_tries_passwords_has_no_more_tries_here_than_at_the_api(
+    app: FastAPI, console: httpx2.AsyncClient, client: httpx2.AsyncClient, superuser: User
+) -> None:
+    """One count for both doors: the rule of the API's own sign-in, by address."""
+    limiter: Limiter = app.state.rate_limiter
+    usual = limiter.rules
+    limiter.rules = Rules({}, Rule("default", EVERY_PATH, (Window(3, 60),)))
+    try:
+        assert (await client.post("login", data={"username": "nobody", "password": "x"})).status_code == 401
+        statuses = [(await sign_in(console, superuser, "a wrong password")).status_code for _ in range(2)]
+        assert statuses == [401, 401]
+        refused = await sign_in(console, superuser)
+        assert refused.status_code == 429
+        assert "Too many requests. Try again in" in text_of(refused)
+        assert int(refused.headers["retry-after"]) <= 60
+        assert (await client.post("login", data={"username": "nobody", "password": "x"})).status_code == 429
+        assert (await console.get("login")).status_code == 200
+    finally:
+        limiter.rules = usual
 
 
 async def test_too_many_hashes_at_once_are_said_to_be_so(

@@ -33,6 +33,7 @@ from app.api.sign_in import lifetimes
 from app.core.config import EnvironmentOption, Settings, environment_of
 from app.core.db.database import reading, transaction
 from app.core.db.models import utc_now
+from app.core.exceptions.http_exceptions import Forbidden
 from app.core.logger import note_user
 from app.crud.crud_login_session import crud_login_sessions
 from app.middleware.headers import RawHeader, has_header, with_headers
@@ -45,8 +46,11 @@ LIVE: Final = b"x-console-live"  # sent by a page that refreshes itself
 SAFE: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 NOTED_EVERY: Final = timedelta(minutes=1)
 # Where to go back to after an action: the library's script sends a whole address, of which the path is kept.
-_ORIGIN_WITH_HOST: Final = re.compile(rb"(?<=\b_origin=)https?%3A%2F%2F[^%&]*", re.IGNORECASE)
+_ORIGIN: Final = re.compile(rb"(?<=\b_origin=)(?:https?%3A%2F%2F[^%&]*(?:%3A[0-9]+)?)?([^&]*)", re.IGNORECASE)
+# Browsers leave them out of an address: after "/", a tab and another "/" they would go to another host.
+_CONTROL: Final = re.compile(rb"[\x00-\x1f]|%(?:25)*[01][0-9a-f]", re.IGNORECASE)
 REFUSED: Final = "This form is not from your own console, or too old. Load the page again and repeat what you did."
+SIGNED_OUT: Final = "You are signed out: nothing was changed. Sign in again, and repeat what you did."
 
 Refuse = Callable[[Request, int, str], Response]
 
@@ -98,15 +102,17 @@ class Gate:
         state = scope.setdefault("state", {})
         state["csp_nonce"] = secrets.token_urlsafe(16)
         is_live = has_header(scope, {LIVE})
-        answering = _Answer(send, security_headers(state["csp_nonce"]), secure=self._secure, cookies=not is_live)
+        is_file = get_route_path(scope).startswith("/static/")
+        answering = _Answer(
+            send, security_headers(state["csp_nonce"]), secure=self._secure, cookies=not (is_live or is_file)
+        )
         origin = _Origin.of(Request(scope))
         scope = _with_paths_for_addresses(scope)
-        if get_route_path(scope).startswith("/static/"):
-            answering.add((b"cache-control", b"public, max-age=3600"))
+        if is_file:
+            answering.is_public = True
             state["operator"] = None
             await self.app(scope, receive, answering.send)
             return
-        answering.add((b"cache-control", b"no-store"))
         try:
             await self._let_in(scope, receive, answering, origin)
         except HTTPException as refusal:
@@ -121,6 +127,10 @@ class Gate:
             await self._say(scope, answering, 403, REFUSED)
             return
         cookie = request.cookies.get(self._cookie, "")
+        body = b""
+        if request.method not in SAFE:
+            body = await request.body()  # First: who sends it slowly may be let in no more by its end.
+            receive = _replaying(body)
         operator = await self._operator(cookie)
         if operator is None and not is_visitor(cookie):
             cookie = create_visitor()
@@ -129,15 +139,17 @@ class Gate:
         else:
             may_change = True
         state |= {"csrf_token": csrf_token(self._settings, cookie), "operator": operator}
-        if request.method not in SAFE:
-            receive = _replaying(await request.body())
-            if not (may_change and await self._has_token(Request(scope, receive), cookie)):
-                await self._say(scope, answering, 403, REFUSED)
-                return
-            receive = _replaying(await request.body())
+        is_login = get_route_path(scope) == "/login"
+        if request.method not in SAFE and not (
+            (may_change and await self._has_token(Request(scope, _replaying(body)), cookie))
+            or (is_login and operator is not None)  # Signed in already, in another tab: it is only sent on.
+        ):
+            text = REFUSED if operator is not None or is_login else SIGNED_OUT
+            await self._say(scope, answering, 403, text)
+            return
         if operator is not None:
             note_user(state, operator.user.id)
-        if get_route_path(scope) == "/login":  # What it counts has to stay when it refuses.
+        if is_login:  # What it counts has to stay when it refuses.
             await self.app(scope, receive, answering.send)
         else:
             await self._in_a_transaction(scope, receive, answering, operator)
@@ -171,13 +183,20 @@ class Gate:
         with suppress(_RolledBack):
             async with transaction() as db:
                 scope["state"]["session"] = db
-                if operator is not None and not has_header(scope, {LIVE}):
-                    await self._put_off_its_end(db, operator.session)
+                if operator is not None:
+                    await self._hold(db, operator, scope)
                 await self.app(scope, receive, hold)
                 if held[0]["status"] >= 400:
                     raise _RolledBack
         for message in held:
             await answering.send(message)
+
+    async def _hold(self, db: AsyncSession, operator: Operator, scope: Scope) -> None:
+        """For a change, keeps them a superuser until it is made: of two who take each other's rank, one keeps it."""
+        if scope["method"] not in SAFE and not await crud_login_sessions.hold_of_console(db, operator.session.id):
+            raise Forbidden
+        if not has_header(scope, {LIVE}):
+            await self._put_off_its_end(db, operator.session)
 
     async def _put_off_its_end(self, db: AsyncSession, session: LoginSession) -> None:
         """A page that refreshes itself is no use of the console."""
@@ -201,9 +220,7 @@ class _Answer:
         self._cookies: list[RawHeader] = []
         self._secure = secure
         self._sets_cookies = cookies
-
-    def add(self, *headers: RawHeader) -> None:
-        self._headers = [*self._headers, *headers]
+        self.is_public = False
 
     def set_cookie(self, name: str, value: str) -> None:
         response = Response()
@@ -212,7 +229,9 @@ class _Answer:
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
-            message = with_headers(message, *self._headers)
+            kept_by_all = self.is_public and message["status"] in {200, 206, 304}
+            policy = b"public, max-age=3600" if kept_by_all else b"no-store"
+            message = with_headers(message, *self._headers, (b"cache-control", policy))
             own = {value.partition(b"=")[0] for name, value in message["headers"] if name == b"set-cookie"}
             message["headers"] += [pair for pair in self._cookies if pair[1].partition(b"=")[0] not in own]
             kept = [pair for pair in message["headers"] if self._sets_cookies or pair[0] != b"set-cookie"]
@@ -277,7 +296,7 @@ def _with_paths_for_addresses(scope: Scope) -> Scope:
         **scope,
         "server": None,
         "headers": [pair for pair in scope["headers"] if pair[0] != b"host"],
-        "query_string": _ORIGIN_WITH_HOST.sub(b"", scope["query_string"]),
+        "query_string": _ORIGIN.sub(lambda found: _CONTROL.sub(b"", found[1]), scope["query_string"]),
         "router": _Paths(scope["router"]),
     }
 

@@ -1,6 +1,6 @@
 """Signing in to the console, and out of it: as to the API, for superusers only, and with a cookie of its own."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from pydantic import ValidationError
 from starlette.requests import Request
@@ -16,11 +16,14 @@ from app.api.sign_in import WrongCredentials, sign_in
 from app.core.config import EnvironmentOption, Settings, environment_of
 from app.core.db.database import transaction
 from app.core.passwords import HashingBusy
+from app.core.utils.rate_limit import Limiter, RateLimited, limit_as
 from app.crud.crud_login_session import crud_login_sessions
 from app.crud.crud_security_event import crud_security_events
 from app.models.login_session import LoginKind
 from app.models.security_event import EventKind
 from app.models.token import LoginForm
+
+API_LOGIN: Final = "/api/v1/login"
 
 if TYPE_CHECKING:
     from app.admin.gate import Operator
@@ -56,6 +59,10 @@ class Provider(BaseAuthProvider):
             return RedirectResponse(wanted, 303)
         if request.method == "GET":
             return self._form(request)
+        try:
+            await self._count(request)
+        except RateLimited as refusal:
+            return self._form(request, str(refusal.detail), refusal.status_code)
         async with request.form() as form:
             sent = {name: form.get(name) for name in ("username", "password")}
         try:
@@ -76,6 +83,12 @@ class Provider(BaseAuthProvider):
             samesite="lax",
         )
         return response
+
+    async def _count(self, request: Request) -> None:
+        """As one sign-in to the API more: who tries passwords here has no more tries than there."""
+        limiter: Limiter | None = getattr(request.app.state.main.state, "rate_limiter", None)
+        if limiter is not None:
+            await limit_as(request, limiter, API_LOGIN)
 
     async def _logout(self, request: Request) -> Response:
         operator: Operator = request.state.operator

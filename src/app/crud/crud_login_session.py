@@ -50,19 +50,25 @@ class CRUDLoginSession(CRUDBase[LoginSession]):
 
     async def get_of_console(self, db: AsyncSession, session_id: UUID) -> tuple[LoginSession, User] | None:
         """A live login of the console and its user, who is a superuser at this moment: one query for all."""
-        statement = (
-            select(LoginSession, User)
-            .join(User, col(User.id) == col(LoginSession.user_id))
-            .where(
-                col(LoginSession.id) == session_id,
-                col(LoginSession.kind) == LoginKind.CONSOLE,
-                self._live,
-                col(User.is_deleted).is_(False),
-                col(User.is_superuser).is_(True),
-                password_is_good(),
-            )
-        )
+        mine = col(User.id) == col(LoginSession.user_id)
+        statement = select(LoginSession, User).join(User, mine).where(*self._opens_console(session_id))
         return (await db.exec(statement)).first()
+
+    async def hold_of_console(self, db: AsyncSession, session_id: UUID) -> bool:
+        """Whether that is so, and for the rank also until this transaction ends."""
+        mine = col(User.id) == col(LoginSession.user_id)
+        statement = select(LoginSession.id).join(User, mine).where(*self._opens_console(session_id))
+        return (await db.exec(statement.with_for_update(read=True, of=User))).first() is not None
+
+    def _opens_console(self, session_id: UUID) -> tuple[ColumnElement[bool], ...]:
+        return (
+            col(LoginSession.id) == session_id,
+            col(LoginSession.kind) == LoginKind.CONSOLE,
+            self._live,
+            col(User.is_deleted).is_(False),
+            col(User.is_superuser).is_(True),
+            password_is_good(),
+        )
 
     async def note_use(self, db: AsyncSession, session_id: UUID, now: datetime, expires_at: datetime) -> None:
         """Puts off the end of a login, if it lives."""

@@ -19,10 +19,12 @@ _MORE = ["run_after", "started_at"]
 
 
 def upgrade() -> None:
-    op.add_column(
-        "login_session", sa.Column("kind", sa.String(length=10), server_default=sa.text("'api'"), nullable=False)
-    )
-    op.add_column("user", sa.Column("password_expires_at", sa.DateTime(timezone=True), nullable=True))
+    # The indexes first: they take a while where there are many jobs, and requests wait for whoever holds `user`.
+    # For the functions that there are, and the newest jobs of one.
+    op.create_index("ix_job_function_created_at", "job", ["function", "created_at"])
+    # With what statistics are made of.
+    op.drop_index("ix_job_ended", table_name="job")
+    op.create_index("ix_job_ended", "job", ["state", "finished_at"], postgresql_where=_ENDED, postgresql_include=_MORE)
     op.create_table(
         "console_action",
         sa.Column("id", sa.BigInteger(), nullable=False),
@@ -40,11 +42,10 @@ def upgrade() -> None:
     )
     for column in ("created_at", "actor_id", "action", "target"):
         op.create_index(op.f(f"ix_console_action_{column}"), "console_action", [column])
-    # For the functions that there are, and the newest jobs of one.
-    op.create_index("ix_job_function_created_at", "job", ["function", "created_at"])
-    # With what statistics are made of.
-    op.drop_index("ix_job_ended", table_name="job")
-    op.create_index("ix_job_ended", "job", ["state", "finished_at"], postgresql_where=_ENDED, postgresql_include=_MORE)
+    op.add_column(
+        "login_session", sa.Column("kind", sa.String(length=10), server_default=sa.text("'api'"), nullable=False)
+    )
+    op.add_column("user", sa.Column("password_expires_at", sa.DateTime(timezone=True), nullable=True))
 
 
 def downgrade() -> None:

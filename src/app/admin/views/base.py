@@ -2,19 +2,22 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, ClassVar, Generic, TypeVar
+from hashlib import sha256
+from typing import Any, ClassVar, Final, Generic, TypeVar
 
 from fastapi import FastAPI
 from pydantic import BaseModel, ValidationError
 from sqlmodel import SQLModel
 from sqlmodel.ext.asyncio.session import AsyncSession
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette_admin.actions import ActionSelection
 from starlette_admin.contrib.sqlmodel import ModelView
 from starlette_admin.exceptions import ActionFailed, FormValidationError
+from starlette_admin.filters import FilterGroup
 from starlette_admin.helpers import not_none, pydantic_error_to_form_validation_errors
-from starlette_admin.types import RowActionsDisplayType
+from starlette_admin.types import RequestAction, RowActionsDisplayType
 from starlette_admin.views import CustomView
 
 from app.admin.gate import Operator
@@ -22,6 +25,10 @@ from app.api.dependencies import get_client
 from app.core.exceptions.http_exceptions import NotFound, Problem
 from app.crud.crud_console_action import crud_console_actions
 from app.crud.crud_security_event import Client
+
+VERSION: Final = "version"  # the hidden field of a form for editing
+LONGEST_FILTER: Final = 2_000  # characters
+CHANGED_MEANWHILE: Final = "Somebody has changed this since you loaded it. Load the page again, and repeat your change."
 
 RowT = TypeVar("RowT", bound=SQLModel)
 
@@ -148,6 +155,8 @@ class ConsoleView(ModelView, Generic[RowT]):
 
     async def edit(self, request: Request, pk: Any, data: dict[str, Any]) -> Any:
         row = await self.find_by_pk(request, pk)
+        await session_of(request).refresh(row, with_for_update={"key_share": True})
+        await self._refuse_what_is_older(request, row)
         changed = {name: value for name, value in data.items() if value != self.current(row, name)}
         if not changed:
             return row
@@ -158,6 +167,24 @@ class ConsoleView(ModelView, Generic[RowT]):
         after = values.model_dump(mode="json", exclude_unset=True)
         await audit(request, f"{self.noun}.edit", self.target(row), before, after)
         return row
+
+    def version(self, request: Request, row: RowT) -> str:
+        """What a form's values are when it is loaded; of one that was sent, what they were then."""
+        sent: str | None = getattr(request.state, "form_version", None)
+        return self._version_of(request, row) if sent is None else sent
+
+    def _version_of(self, request: Request, row: RowT) -> str:
+        values = [
+            (one.name, self.current(row, one.name)) for one in self.get_fields_list(request, action=RequestAction.EDIT)
+        ]
+        return sha256(repr(values).encode("utf-8", "surrogatepass")).hexdigest()
+
+    async def _refuse_what_is_older(self, request: Request, row: RowT) -> None:
+        """A form sends all of its fields: of two operators, the second would take back what the first has changed."""
+        now = self._version_of(request, row)
+        sent = request.state.form_version = str((await request.form()).get(VERSION, now))
+        if sent != now:
+            raise FormValidationError({VERSION: CHANGED_MEANWHILE})
 
     def current(self, row: RowT, name: str) -> Any:
         """A row's value, as the form would send it."""
@@ -196,6 +223,11 @@ class ConsoleView(ModelView, Generic[RowT]):
             raise ActionFailed("This is a link.")
         with _as_failures():
             return await super().handle_row_action(request, pk, name)
+
+    def _parse_filter_param(self, request: Request, query_params: Mapping[str, str] | None = None) -> FilterGroup:
+        if len((request.query_params if query_params is None else query_params).get("filter") or "") > LONGEST_FILTER:
+            raise HTTPException(400, "The filter is too long.")  # A page says each of its conditions several times.
+        return super()._parse_filter_param(request, query_params)
 
     @contextmanager
     def _as_form_errors(self) -> Iterator[None]:

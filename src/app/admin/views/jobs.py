@@ -220,11 +220,12 @@ class JobView(SearchedView[Job]):
         """Has dead jobs done after all, of one function or of all."""
         form = await request.form()
         function = str(form.get("function") or "") or None
-        count = await queue.replay_all(session_of(request), function=function, most=MOST_REPLAYED)
+        replayed = await queue.replay_all(session_of(request), function=function, most=MOST_REPLAYED)
+        count = len(replayed)
         if not count:
             raise ActionFailed("No job is dead, or no other than somebody replays at this moment.")
         target = f"dead jobs of {function}" if function else "dead jobs"
-        await audit(request, "job.replay_all", target, {"status": JobStatus.DEAD}, {"replayed": count})
+        await audit(request, "job.replay_all", target, {"status": JobStatus.DEAD}, {"replayed": count, "ids": replayed})
         more = " Maybe there are more: repeat it." if count == MOST_REPLAYED else ""
         flash(request, f"{count:,} dead jobs are done again.{more}", "success")
 

@@ -12,7 +12,7 @@ from starlette_admin.helpers import not_none
 
 from app.admin.views.base import operator_of
 from app.admin.views.fields import detail_url, in_utc, load_tiers
-from app.admin.views.user_changes import NO_TIER, UserChanges
+from app.admin.views.user_changes import NO_TIER, UserChanges, seen_password
 from app.core.exceptions.http_exceptions import Problem
 from app.models.user import User
 
@@ -33,6 +33,14 @@ async def _tier_form(request: Request, about: Any) -> str:
     return _FORM.format(
         Markup().join(_OPTION.format(value, selected[value == (current or NO_TIER)], name) for value, name in choices)
     )
+
+
+_SEEN: Final = Markup('<form><input type="hidden" name="seen" value="{}"></form>')
+
+
+def _seen_form(request: Request, user: Any) -> str:
+    """Which password is replaced: pressed twice, or loaded again, it is not another one that is replaced as well."""
+    return _SEEN.format(seen_password(user))
 
 
 class UserActions(UserChanges):
@@ -85,6 +93,7 @@ class UserActions(UserChanges):
         name="temporary_password",
         text="Set a temporary password",
         confirmation="The password of now opens nothing any more, and the user is signed out everywhere.",
+        form=_seen_form,
         submit_btn_text="Set it",
         custom_response=True,
         exclude_from_list=True,

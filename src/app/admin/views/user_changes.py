@@ -26,6 +26,15 @@ class OwnAccount(Conflict):
     text = "Nobody deletes their own account here."
 
 
+class PasswordChangedMeanwhile(Conflict):
+    text = "The password was changed since you loaded the page, maybe by the same button. Load the user's page again."
+
+
+def seen_password(user: User) -> str:
+    """Says which password a user has, without saying anything of it."""
+    return user.password_changed_at.isoformat() if user.password_changed_at is not None else "never changed"
+
+
 class UserChanges(SearchedView[User]):
     """What the actions of `UserView` do."""
 
@@ -89,6 +98,11 @@ class UserChanges(SearchedView[User]):
         await audit(request, "user.restore", self.target(user), {"is_deleted": True}, {"is_deleted": False})
 
     async def _set_password(self, request: Request, user: User) -> str:
+        async with request.form() as form:
+            seen = form.get("seen")
+        locked = await crud_users.lock(session_of(request), user.id)
+        if seen is not None and seen != seen_password(locked):
+            raise PasswordChangedMeanwhile
         password: str = await self._with(set_temporary_password, request, user)
         await audit(request, "user.temporary_password", self.target(user), {}, {"until": user.password_expires_at})
         return password

@@ -2,7 +2,7 @@
 
 import asyncio
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 from app.core.db.outbox import Targets
@@ -25,28 +25,39 @@ class UnknownPrefix(NotFound):
 
 
 async def purge(
-    cache: Cache, prefix_template: str, resource_id: object = None, *, known: Iterable[KnownPrefix]
+    cache: Cache,
+    prefix_template: str,
+    resource_id: object = None,
+    *,
+    known: Iterable[KnownPrefix],
+    values: Mapping[str, object] | None = None,
 ) -> int | None:
     """Drops resources with all their variants, and voids the leases on them. Says how many there were.
 
     Nothing else is touched: a parameter of the template stands for one that could be filled in, and not for any text.
 
     Args:
-        prefix_template: as in `@cache`; whatever its parameters are.
+        prefix_template: as in `@cache`.
         resource_id: the one to drop; all of the prefix without it.
         known: `known_prefixes(app)`.
+        values: of the prefix's parameters, all of them; without these, whatever they are.
 
-    Returns: how many; None when Redis/Valkey does not take it now. One resource of a prefix without parameters is then
-    dropped as soon as it does.
+    Returns: how many; None when Redis/Valkey does not take it now. One resource of one prefix is then dropped as soon
+    as it does.
 
-    Raises: UnknownPrefix; LinkError for more than that one resource, some of which can have been dropped.
+    Raises: UnknownPrefix, also for values with which it would be a key of somebody else; LinkError for more than one
+    resource, some of which can have been dropped.
     """
-    if prefix_template not in {one.template for one in known}:
+    prefix = next((one for one in known if one.template == prefix_template), None)
+    if prefix is None:
         raise UnknownPrefix
     parts = pieces(prefix_template)
-    if resource_id is not None and all(name is None for _, name in parts):
-        return await _purge_one(cache, resource_key("".join(text for text, _ in parts), resource_id))
-    return await _purge_all(cache, parts, None if resource_id is None else encoded(resource_id))
+    if resource_id is None or not (values or {}).keys() >= set(prefix.parameters):
+        return await _purge_all(cache, parts, None if resource_id is None else encoded(resource_id))
+    key = resource_key(prefix.fill(**(values or {})), resource_id)
+    if not _Search(parts, None).fits(key.encode()):
+        raise UnknownPrefix
+    return await _purge_one(cache, key)
 
 
 async def _purge_one(cache: Cache, key: str) -> int | None:

@@ -7,7 +7,7 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 
 from app.core.config import PostgresSettings, RedisRateLimiterSettings
 from app.core.db.database import after_commit
-from app.core.utils.rate_limit.enforcement import RateLimited, limit, rate_limit_cost, user_subject
+from app.core.utils.rate_limit.enforcement import RateLimited, limit, limit_as, rate_limit_cost, user_subject
 from app.core.utils.rate_limit.keeper import Keeper
 from app.core.utils.rate_limit.limiter import Limiter, Usage
 from app.core.utils.rate_limit.routes import limited_paths, limits_routes
@@ -21,6 +21,7 @@ __all__ = [
     "Rule",
     "Usage",
     "limit",
+    "limit_as",
     "limited_paths",
     "limits_routes",
     "open_rate_limiter",

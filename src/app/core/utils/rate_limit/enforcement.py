@@ -10,7 +10,7 @@ from app.core.config import RateLimitMode
 from app.core.exceptions.http_exceptions import Problem
 from app.core.route_table import route_of
 from app.core.utils.rate_limit.limiter import Decision, Limiter
-from app.core.utils.rate_limit.rules import canonical
+from app.core.utils.rate_limit.rules import Rule, canonical
 
 HEADERS: Final = "slipway.rate_limit_headers"  # in a request's state: what its answer is to say about the limit
 _COST: Final = "__rate_limit_cost__"
@@ -62,6 +62,20 @@ async def limit(request: HTTPConnection, user_id: int | None = None, tier_id: in
     if rule is None or cost == 0:
         return
     subject = address_subject(request) if user_id is None else user_subject(user_id)
+    await _count(request, limiter, subject, rule, cost)
+
+
+async def limit_as(request: HTTPConnection, limiter: Limiter, path: str) -> None:
+    """Counts a request of a mounted app, which no rule can name, as one of `path`, under the address it comes from.
+
+    Raises: RateLimited.
+    """
+    rule = limiter.rules.find(None, canonical(path))
+    if limiter.mode is not RateLimitMode.OFF and rule is not None:
+        await _count(request, limiter, address_subject(request), rule, 1)
+
+
+async def _count(request: HTTPConnection, limiter: Limiter, subject: str, rule: Rule, cost: int) -> None:
     decision = await limiter.decide(subject, rule, cost)
     headers = request.scope.setdefault("state", {})[HEADERS] = _headers(decision)
     if decision.wait and limiter.mode is RateLimitMode.ENFORCE:
