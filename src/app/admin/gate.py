@@ -51,6 +51,7 @@ _ORIGIN: Final = re.compile(rb"(?<=\b_origin=)(?:https?%3A%2F%2F[^%&]*(?:%3A[0-9
 _CONTROL: Final = re.compile(rb"[\x00-\x1f]|%(?:25)*[01][0-9a-f]", re.IGNORECASE)
 REFUSED: Final = "This form is not from your own console, or too old. Load the page again and repeat what you did."
 SIGNED_OUT: Final = "You are signed out: nothing was changed. Sign in again, and repeat what you did."
+SIGNED_IN: Final = "You are signed in already."
 
 Refuse = Callable[[Request, int, str], Response]
 
@@ -141,11 +142,11 @@ class Gate:
         state |= {"csrf_token": csrf_token(self._settings, cookie), "operator": operator}
         is_login = get_route_path(scope) == "/login"
         if request.method not in SAFE and not (
-            (may_change and await self._has_token(Request(scope, _replaying(body)), cookie))
-            or (is_login and operator is not None)  # Signed in already, in another tab: it is only sent on.
+            may_change and await self._has_token(Request(scope, _replaying(body)), cookie)
         ):
-            text = REFUSED if operator is not None or is_login else SIGNED_OUT
-            await self._say(scope, answering, 403, text)
+            # Another tab has signed in, or out, since the form was loaded.
+            texts = {(True, True): SIGNED_IN, (False, False): SIGNED_OUT}
+            await self._say(scope, answering, 403, texts.get((is_login, operator is not None), REFUSED))
             return
         if operator is not None:
             note_user(state, operator.user.id)
