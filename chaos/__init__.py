@@ -1,0 +1,3 @@
+"""Faults on a real deployment under load: `python -m chaos`."""
+
+import src  # noqa: F401 -- makes `app` and `scripts` importable
