@@ -52,10 +52,14 @@ check: install ## Format, lint, types, tests with coverage: what CI runs.
 doctor: install ## Look at the settings and every server they name; each fault with its remedy.
 	@exec $(PY) -m src.scripts.doctor $(ARGS)
 
-bench: install ## Requests per second as ratios to a bare FastAPI route, what jobs and the console's pages cost; needs wrk.
-	@$(PY) -m bench.ratios $(ARGS)
-	@$(PY) -m bench.jobs
-	@exec $(PY) -m bench.console
+docs: install ## Build the documents' site into site/; it needs no other host, and refuses broken links.
+	@exec $(PY) -m src.scripts.docs
+
+bench: install ## What requests, jobs and the console's pages cost, next to a bare FastAPI route; needs wrk (docs/benchmarks.md).
+	@exec $(PY) -m bench $(ARGS)
+
+chaos: install ## Break nginx, servers, workers, PostgreSQL and Valkey in turn under load; what failed, what was lost.
+	@exec $(PY) -m chaos $(ARGS)
 
 lock: install ## Compile the lock files anew from pyproject.toml.
 	@$(PY) -m pip install --quiet --disable-pip-version-check uv
@@ -67,4 +71,4 @@ lock: install ## Compile the lock files anew from pyproject.toml.
 COMPILE := $(BIN)/uv pip compile --quiet --universal --upgrade --generate-hashes --no-strip-extras --no-emit-index-url \
 	--custom-compile-command "make lock"
 
-.PHONY: help install run services worker migrate migration test format check doctor bench lock
+.PHONY: help install run services worker migrate migration test format check doctor docs bench chaos lock

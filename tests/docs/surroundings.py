@@ -1,0 +1,225 @@
+"""What Python in the documents stands in: the names that it takes for granted, and what it is to do there.
+
+tests/docs/test_python.py has them by the name that a block's comment says after `python`.
+"""
+
+import ast
+import inspect
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx2
+from fastapi import APIRouter, FastAPI
+from pydantic import BaseModel
+from sqlmodel import SQLModel
+from sqlmodel.ext.asyncio.session import AsyncSession
+
+from app.api import build_router
+from app.api.dependencies import SessionDep
+from app.core.config import Settings
+from app.core.db.database import reading, transaction
+from app.core.setup import create_application
+from tests.conftest import client_of
+from tests.docs.blocks import Block
+from tests.helper import create_user, signed_in
+
+
+class Code:
+    """A block of Python.
+
+    Attributes:
+        block: where it stands.
+        settings: the app's, with a database and a Valkey of the test's own.
+    """
+
+    def __init__(self, block: Block, settings: Settings) -> None:
+        self.block, self.settings = block, settings
+
+    async def run(self, **names: Any) -> dict[str, Any]:
+        """Runs it with these names known, also what it awaits. Returns all names that there are then."""
+        known = {"__name__": f"documents.{Path(self.block.place).stem}", "Any": Any, **names}
+        # Lines first, so that a traceback names the document's.
+        text = "\n" * int(self.block.place.rpartition(":")[2]) + self.block.text
+        compiled = compile(text, self.block.place, "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True)
+        result = eval(compiled, known)  # noqa: S307 -- the documents' own code, which is what this is about
+        if inspect.isawaitable(result):
+            await result
+        return known
+
+    @asynccontextmanager
+    async def started(self, *routers: APIRouter, app: FastAPI | None = None) -> AsyncIterator[httpx2.AsyncClient]:
+        """An app with all routes and these, or another one, while it runs."""
+        if app is None:
+            router = build_router(self.settings)
+            for more in routers:
+                router.include_router(more)
+            app = create_application(router, self.settings)
+        async with app.router.lifespan_context(app), client_of(app) as client:
+            yield client
+
+
+class Post(BaseModel):
+    id: int
+    title: str = "first"
+
+
+class PostUpdate(BaseModel):
+    title: str
+
+
+class Posts:
+    """In the place of a table, which the documents' posts have none of."""
+
+    def __init__(self) -> None:
+        self.read = 0
+        self.rows: dict[int, Post] = {}
+
+    async def get_post(self, number: int, db: Any) -> Post:
+        self.read += 1
+        return self.rows.setdefault(number, Post(id=number))
+
+    async def update(self, db: Any, post: Post, values: PostUpdate) -> Post:
+        post.title = values.title
+        return post
+
+
+def names_of(posts: Posts, router: APIRouter) -> dict[str, Any]:
+    """What handlers of posts take for granted."""
+    models = {"Post": Post, "PostRead": Post, "PostUpdate": PostUpdate}
+    doors = {"SessionDep": SessionDep, "reading": reading, "crud_posts": posts, "get_post": posts.get_post}
+    return {"router": router, **models, **doors}
+
+
+async def post_routes(code: Code) -> None:
+    """Handlers of GET /post/{id}, which is cached, and PATCH, which drops that."""
+    posts, router = Posts(), APIRouter()
+    await code.run(**names_of(posts, router))
+    async with code.started(router) as client:
+        states = [(await client.get("post/7")).headers["X-Cache"] for _ in range(2)]
+        assert (states, posts.read) == (["MISS", "HIT"], 1)
+        changed = await client.patch("post/7?username=ada", json={"title": "second"})
+        assert changed.json()["title"] == "second"
+        assert (await client.get("post/7")).json()["title"] == "second"
+
+
+async def post_change(code: Code) -> None:
+    """A change of a post that is cached, in a job or a script."""
+    from app.core.utils.cache import cache
+
+    posts, router = Posts(), APIRouter()
+
+    @router.get("/post/{id}", response_model=Post)
+    @cache("post", resource_id_name="id")
+    async def read_post(id: int) -> Post:  # noqa: A002 -- the documents' name
+        return await posts.get_post(id, None)
+
+    async with code.started(router) as client:
+        await client.get("post/7")
+        values = PostUpdate(title="second")
+        await code.run(transaction=transaction, crud_posts=posts, post=posts.rows[7], values=values)
+        assert (await client.get("post/7")).json()["title"] == "second"
+
+
+async def heavy_route(code: Code) -> None:
+    """A route that counts for ten."""
+    from fastapi import Depends
+
+    from app.api.dependencies import limit_rate
+
+    router = APIRouter(dependencies=[Depends(limit_rate)])
+    await code.run(router=router, Report=None)
+    limit = code.settings.DEFAULT_RATE_LIMIT_LIMIT
+    async with code.started(router) as client:
+        assert f"r={limit - 10};" in (await client.get("report")).headers["RateLimit"]
+
+
+async def own_routes(code: Code) -> None:
+    """Routes in a module of their own: each GET answers 200."""
+    router: APIRouter = (await code.run())["router"]
+    async with code.started(router) as client:
+        for route in router.routes:
+            path = getattr(route, "path", "").format(name="ada")
+            for state in ("MISS", "HIT"):
+                answer = await client.get(f"{path.lstrip('/')}")
+                assert answer.status_code == 200, answer.text
+                assert answer.headers["X-Cache"] == state
+
+
+async def own_app(code: Code) -> None:
+    """An app of somebody's own, called `app`, which answers each of its routes and is healthy."""
+    app: FastAPI = (await code.run())["app"]
+    async with code.started(app=app) as client:
+        client.base_url = httpx2.URL("http://test/")
+        paths = list(app.openapi()["paths"])
+        assert paths
+        for path in paths:
+            assert (await client.get(path)).status_code == 200, path
+
+
+async def table(code: Code) -> None:
+    """A model of a table, and what comes in and goes out; the table goes again."""
+    before = set(SQLModel.metadata.tables)
+    try:
+        names = await code.run()
+    finally:
+        for added in set(SQLModel.metadata.tables) - before:
+            SQLModel.metadata.remove(SQLModel.metadata.tables[added])
+    models = [value for value in names.values() if isinstance(value, type) and issubclass(value, BaseModel)]
+    made = [model for model in models if model.__name__.endswith("Create") and model.__module__ == names["__name__"]]
+    assert made
+    for model in made:
+        assert model.model_config["extra"] == "forbid"
+
+
+async def old_handler(code: Code) -> None:
+    """Handlers as they were written before: a cached GET, and a PATCH that drops what it keeps."""
+
+    class CRUDPosts:
+        titles = ("first",)
+
+        async def titles_of(self, db: AsyncSession, username: str) -> list[str]:
+            return list(self.titles)
+
+        async def touch(self, db: AsyncSession, number: int) -> None:
+            CRUDPosts.titles = ("second",)
+
+    router: APIRouter = (await code.run(crud_posts=CRUDPosts()))["router"]
+    async with code.started(router) as client:
+        async with transaction() as db:
+            headers = signed_in(await create_user(db), code.settings)
+        assert [(await client.get("ada/posts")).headers["X-Cache"] for _ in range(2)] == ["MISS", "HIT"]
+        assert (await client.patch("ada/post/7")).status_code == 401
+        assert (await client.patch("ada/post/7", headers=headers)).json() == {"id": 7}
+        assert (await client.get("ada/posts")).json() == ["second"]
+
+
+async def settings_group(code: Code) -> None:
+    """A group of somebody's own, in the app's settings."""
+    names = await code.run()
+    settings = names["Settings"]()
+    assert set(type(settings).model_fields) > set(type(code.settings).model_fields)
+
+
+async def own_handler(code: Code) -> None:
+    """Handlers for whoever is signed in, which nobody else gets, and for everybody."""
+    router: APIRouter = (await code.run())["router"]
+    async with code.started(router) as client:
+        async with transaction() as db:
+            headers = signed_in(await create_user(db, name="Ada"), code.settings)
+        assert (await client.get("whoami")).status_code == 401
+        assert (await client.get("whoami", headers=headers)).json() == "Ada"
+        greetings = [(await client.get("greeting", headers=who)).json() for who in ({}, headers)]
+        assert greetings == ["Hello!", "Hello, Ada!"]
+
+
+async def run_test(code: Code, *routers: APIRouter) -> None:
+    """A test with the project's fixtures: each of the block's is run."""
+    names = await code.run()
+    tests = [value for name, value in names.items() if name.startswith("test_")]
+    assert tests
+    for test in tests:
+        async with code.started(*routers) as client, transaction() as db:
+            fixtures = {"client": client, "db": db, "settings": code.settings}
+            await test(**{name: fixtures[name] for name in inspect.signature(test).parameters})

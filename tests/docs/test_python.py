@@ -1,0 +1,37 @@
+"""The documents' Python, run against the real app."""
+
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+import pytest
+
+from app.core.config import Settings
+from tests.docs import job_surroundings, surroundings
+from tests.docs.blocks import Block, all_blocks
+from tests.docs.surroundings import Code
+
+pytestmark = pytest.mark.anyio
+
+# By the name that a block's comment says after `python`.
+SURROUNDINGS: Final[dict[str, Callable[[Code], Awaitable[None]]]] = {
+    "post-routes": surroundings.post_routes,
+    "post-change": surroundings.post_change,
+    "heavy-route": surroundings.heavy_route,
+    "own-routes": surroundings.own_routes,
+    "own-app": surroundings.own_app,
+    "old-handler": surroundings.old_handler,
+    "settings-group": surroundings.settings_group,
+    "own-handler": surroundings.own_handler,
+    "table": surroundings.table,
+    "test": surroundings.run_test,
+    "job-function": job_surroundings.job_function,
+    "job-list": job_surroundings.job_list,
+    "enqueueing": job_surroundings.enqueueing,
+    "in-a-job": job_surroundings.in_a_job,
+    "job-test": job_surroundings.job_test,
+}
+
+
+@pytest.mark.parametrize("block", all_blocks("python"), ids=lambda block: block.place)
+async def test_python(settings: Settings, block: Block) -> None:
+    await SURROUNDINGS[block.rest](Code(block, settings))
