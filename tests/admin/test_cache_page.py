@@ -225,13 +225,17 @@ async def test_parameters_of_a_prefix_are_asked_for(
         assert "ann_posts: 1" in text_of(page)
         assert "application/json" in text_of(page)
         assert await purged(operator, what="resource", **values) == "The resource is dropped."
+        assert await purged(operator, what="resource", **values) == "Nothing was stored of the resource."
         assert [await x_cache(client, url) for url in urls] == ["MISS", "HIT", "HIT"]
         said = await purged(operator, prefix="{owner}_posts", what="prefix", confirmed="yes")
         assert said == "Resources dropped of {owner}_posts: 3."
         assert [await x_cache(client, url) for url in urls] == ["MISS"] * 3
     finally:
         app.router.routes.pop(0)
-    assert [target for _, _, target, _, _ in await entries(db)] == ["cache ann_posts:1", "cache {owner}_posts:*"]
+    assert [target for _, _, target, _, _ in await entries(db)] == [
+        *["cache ann_posts:1"] * 2,
+        "cache {owner}_posts:*",
+    ]
 
 
 # ---- Valkey away ----

@@ -78,7 +78,7 @@ NO_COOKIES = (
     f"{ZEROS}.{'é' * 43}",
     f"{'٠' * 32}.{'A' * 43}",
     f"{ZEROS}.{'A' * 43}\n",
-    create_visitor(),
+    pytest.param(create_visitor(), id="of a visitor"),
 )
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from dataclasses import replace
 from datetime import timedelta
 
 import httpx2
@@ -21,6 +22,7 @@ from scripts.embedded import Valkey
 from tests.admin.operator import text_of
 from tests.admin.valkeys import minute_of, own_valkey, plain
 from tests.admin.world import HOSTILE
+from tests.core.utils.test_redis_link import stopped
 from tests.durable_jobs import until
 from tests.helper import counted_statements
 
@@ -72,6 +74,7 @@ def test_requests_that_fail() -> None:
 def test_requests_that_take_long() -> None:
     assert said(totals=Totals(requests=100, buckets={0.1: 94, 5.0: 6})) != []
     assert said(totals=Totals(requests=100, buckets={0.1: 96, 5.0: 4})) == []
+    assert said(totals=Totals(requests=100, buckets={5.0: 19})) == [], "of so few that are timed, a share says nothing"
 
 
 def test_jobs_that_wait_or_were_given_up() -> None:
@@ -83,6 +86,11 @@ def test_jobs_that_wait_or_were_given_up() -> None:
 def test_workers_that_are_gone() -> None:
     late = WorkerSeen("one", "arq:queue", 0, 10, (), "host", 1, None, 300.0, True)
     assert said(workers=[]) == said(workers=[late]) == ["No worker is alive: jobs wait."]
+    alive = WELL.workers or ()
+    assert said(workers=[*alive, late]) == ["1 worker was not heard of for 5 min."]
+    later = replace(late, name="two", heard_seconds=40.0)
+    assert said(workers=[*alive, late, later]) == ["2 workers were not heard of for up to 5 min."]
+    assert said(workers=[*alive, later]) == ["1 worker was not heard of for 40 s."]
 
 
 def test_what_is_counted_or_cached_by_nobody_else() -> None:
@@ -181,6 +189,31 @@ async def test_it_answers_without_valkey(own_valkey: Valkey, app: FastAPI, opera
     ):
         assert sentence in text
     assert "Jobs ended" in text, "the database knows them"
+
+
+async def test_it_does_not_wait_for_a_valkey_that_hangs(
+    own_valkey: Valkey, app: FastAPI, operator: httpx2.AsyncClient
+) -> None:
+    took = []
+    with Redis(port=own_valkey.port) as client, stopped(client):
+        for _ in range(3):
+            began = time.monotonic()
+            text = text_of(await operator.get(""))
+            took.append(time.monotonic() - began)
+            for sentence in ("The cache's server", "The rate limits' server", "The job queue's server"):
+                assert f"{sentence} does not answer." in text
+    assert min(took) < 1, "the queue's own connections would have waited for 2 s"
+
+
+async def test_workers_of_the_release_before_are_workers(
+    app: FastAPI, operator: httpx2.AsyncClient, plain: Redis
+) -> None:
+    assert "No worker is alive" in text_of(await operator.get(""))
+    told = '{"running": 1, "queue": "arq:queue", "started_at": "2026-11-25T12:00:00+00:00", "worker": "before"}'
+    plain.set("arq:queue:health-check", told, px=21_000)
+    text = text_of(await operator.get(""))
+    assert "No worker is alive" not in text
+    assert "Workers alive 1 by their heartbeats" in text
 
 
 async def test_it_answers_where_nothing_is_recorded(app: FastAPI, operator: httpx2.AsyncClient) -> None:

@@ -111,7 +111,8 @@ async def test_refused_calls_of_the_last_hour_by_path(operator: httpx2.AsyncClie
     page = await operator.get(PAGE)
 
     assert "/api/v1/path0 0 110 0 /api/v1/path1 0 9 0" in text_of(page), "those with most refused calls first"
-    assert "/api/v1/path0: last 10, highest 100 at" in page.text
+    assert "/api/v1/path0: last 0, highest 100 at" in page.text
+    assert "/api/v1/path1: last 9, highest 9 at" in page.text
     assert "2 others: last 0, highest 3 at" in page.text
 
 

@@ -79,7 +79,7 @@ def test_a_line_is_broken_where_nothing_is_known() -> None:
 
 def test_one_number_is_a_dot() -> None:
     plot = plot_of([5])
-    assert (plot.dots, plot.wide, plot.latest) == (["M50 16.667h0"], 100, ["5"])
+    assert (plot.dots, plot.wide, plot.latest) == (["M50 16.667h0"], 100, ["no data"])
 
 
 def test_nothing_is_known() -> None:
@@ -138,8 +138,21 @@ def test_what_it_says() -> None:
     assert plot.summary == (
         "T, per minute. series 0: last 7, highest 7 at 13:09 UTC. series 1: last 0, highest 0 at 13:08 UTC."
     )
-    assert plot.rows == [("13:10", ["no data", "0"]), ("13:09", ["7", "0"]), ("13:08", ["1", "0"])]
-    assert plot.hints[1] == (33.333, "13:09 UTC: series 0 7, series 1 0")
+    assert plot.rows == [("13:10, not over", ["no data", "0"]), ("13:09", ["7", "0"]), ("13:08", ["1", "0"])]
+    assert plot.hints[1:] == [
+        (33.333, "UTC 13:09: series 0 7, series 1 0"),
+        (66.667, "UTC 13:10, not over: series 0 no data, series 1 0"),
+    ]
+
+
+@pytest.mark.parametrize("stacked", [False, True])
+def test_the_last_number_is_that_of_the_last_whole_minute(stacked: bool) -> None:
+    """The last minute is not over: of what will be 600, it may have 3 by now. It is drawn, and seen to be another."""
+    plot = plot_of([600, 601, 3], [None, None, 4], [5, None, None], stacked=stacked)
+    assert plot.latest == ["601", "no data", "no data"]
+    assert "series 0: last 601, highest 601" in plot.summary
+    unfinished = [part for part in parsed(drawn(plot)).findall("svg/rect") if part.get("class") == "plot-unfinished"]
+    assert [(part.get("x"), part.get("width")) for part in unfinished] == [("66.667%", "33.333%")]
 
 
 @pytest.mark.parametrize(
@@ -178,7 +191,7 @@ def test_a_drawing_has_words_beside_its_colours(stacked: bool) -> None:
     [drawing] = page.findall("svg")
     assert (drawing.get("role"), drawing.get("aria-label")) == ("img", plot.summary)
     legend = [" ".join("".join(item.itertext()).split()) for item in page.findall("ul/li")]
-    assert legend == ["series 0 2", "series 1 3"]
+    assert legend == ["series 0 1", "series 1 3"]
     signs = [item.find("svg/rect" if stacked else "svg/path") for item in page.findall("ul/li")]
     kinds = [(sign.get("fill") or sign.get("class")) if sign is not None else None for sign in signs]
     assert len({re.sub(r"tone-\w+", "", kind or "") for kind in kinds}) == 2, "a pattern or a dash of its own"

@@ -93,6 +93,15 @@ async def test_late_and_gone_workers_are_so_in_words(operator: httpx2.AsyncClien
     assert dict(states) == {"alive": "alive", "late": "late", "gone": "not heard of"}
 
 
+async def test_a_worker_of_the_release_before_is_shown(operator: httpx2.AsyncClient, db: AsyncSession) -> None:
+    told = '{"running": 1, "queue": "arq:queue", "started_at": "2026-11-25T12:00:00+00:00", "worker": "before"}'
+    await current_transport().link.send("SET", "arq:queue:health-check", told, "PX", 26_000)
+    await add_running(db, "left", "before")
+    text = text_of(await operator.get("workers"))
+    assert "before alive , last heartbeat 5 s ago, of an older release" in text
+    assert "has not been heard of" not in text
+
+
 async def test_jobs_of_workers_that_nobody_knows_are_shown(operator: httpx2.AsyncClient, db: AsyncSession) -> None:
     assert "No worker has been heard of in the last 10 minutes." in text_of(await operator.get("workers"))
     await add_running(db, "left", "lost")

@@ -23,6 +23,11 @@ def tone_of(index: int) -> Tone:
     return TONES[index % len(TONES)]
 
 
+def in_percent(share: float | None) -> float | None:
+    """A share of 0 to 1 as a plot of percent has it; None where nothing is known."""
+    return None if share is None else 100 * share
+
+
 @dataclass(frozen=True, slots=True)
 class Series:
     """What is drawn in one tone.
@@ -64,7 +69,7 @@ class Plot:
         title: what it shows. Makes the ids of what stands in it: differs from other plots of the page.
         unit: of the values: `per minute`, `ms`, `%`.
         series: the first is the lowest of a stack.
-        minutes: when each began, in UTC, the oldest first.
+        minutes: when each began, in UTC, the oldest first; the last one is not over.
         stacked: bars instead of lines.
     """
 
@@ -175,23 +180,22 @@ class Plot:
     def rows(self) -> list[tuple[str, list[str]]]:
         """The times with the numbers in words, the newest first."""
         lines = zip(self.minutes, zip(*self.columns, strict=True), strict=True) if self.series else ()
-        return [(time(minute), [figure(value) for value in values]) for minute, values in reversed(list(lines))]
+        rows = [(time(minute), [figure(value) for value in values]) for minute, values in reversed(list(lines))]
+        return [(f"{when}, not over", numbers) for when, numbers in rows[:1]] + rows[1:]
 
     @property
     def hints(self) -> list[tuple[float, str]]:
         """For each minute, the oldest first: where it begins, in percent, and its numbers in words."""
         wide = 100 / max(1, len(self.minutes))
         return [
-            (_rounded(n * wide), f"{when} UTC: " + ", ".join(map(_named, self.series, numbers)))
+            (_rounded(n * wide), f"UTC {when}: " + ", ".join(map(_named, self.series, numbers)))
             for n, (when, numbers) in enumerate(reversed(self.rows))
         ]
 
     @property
     def latest(self) -> list[str]:
-        """The last number of each series, in words."""
-        return [
-            figure(next((value for value in reversed(column) if value is not None), None)) for column in self.columns
-        ]
+        """What each series was in the last whole minute, in words."""
+        return [figure(_last_whole(column)) for column in self.columns]
 
     @property
     def summary(self) -> str:
@@ -204,7 +208,7 @@ class Plot:
         if not known:
             return f"{name}: no data."
         highest, n = max(known, key=lambda pair: pair[0])
-        return f"{name}: last {figure(known[-1][0])}, highest {figure(highest)} at {time(self.minutes[n])} UTC."
+        return f"{name}: last {figure(_last_whole(column))}, highest {figure(highest)} at {time(self.minutes[n])} UTC."
 
     def _x(self, n: int) -> float:
         return _rounded((n + 0.5) * 100 / len(self.minutes))
@@ -223,6 +227,10 @@ class Plot:
 
 def _known(value: float | None) -> float | None:
     return max(0.0, value) if value is not None and isfinite(value) else None
+
+
+def _last_whole(column: list[float | None]) -> float | None:
+    return column[-2] if len(column) > 1 else None
 
 
 def _named(one: Series, number: str) -> str:

@@ -10,7 +10,7 @@ from app.core.readiness import State
 from app.core.utils.queue import WorkerSeen
 
 MINUTES: Final = 5  # that requests are judged by
-FEW: Final = 20  # requests in these minutes: a share of fewer says nothing
+FEW: Final = 20  # requests, or timed ones, in these minutes: a share of fewer says nothing
 ERROR_SHARE: Final = 0.01
 P95: Final = 1.0  # seconds
 QUEUE_AGE: Final = 60.0  # seconds
@@ -76,7 +76,8 @@ def faults_in(facts: Facts) -> list[Fault]:
 
     That is: a dependency is not up, or the database's schema is behind; of at least 20 requests in the last five
     minutes 1 % or more have failed, or 5 % took longer than a second; a job has been due for more than a minute; jobs
-    were given up in the last hour; no worker lives; the cache is not in use; limits are counted in each process.
+    were given up in the last hour; no worker lives, or one was not heard of lately and has not said that it ends; the
+    cache is not in use; limits are counted in each process.
     """
     return [*_of_dependencies(facts), *_of_requests(facts.totals), *_of_jobs(facts), *_of_servers(facts)]
 
@@ -87,12 +88,12 @@ def _of_dependencies(facts: Facts) -> list[Fault]:
 
 
 def _of_requests(totals: Totals | None) -> list[Fault]:
-    if totals is None or totals.requests < FEW:
+    if totals is None:
         return []
     found = []
-    if (share := totals.error_share or 0.0) >= ERROR_SHARE:
+    if totals.requests >= FEW and (share := totals.error_share or 0.0) >= ERROR_SHARE:
         found.append(Fault(f"{figure(100 * share)} % of the requests of the last {MINUTES} minutes have failed."))
-    if (p95 := totals.p95 or 0.0) > P95:
+    if totals.timed >= FEW and (p95 := totals.p95 or 0.0) > P95:
         found.append(Fault(f"5 % of the requests of the last {MINUTES} minutes took longer than {figure(p95)} s."))
     return found
 
@@ -101,6 +102,10 @@ def _of_jobs(facts: Facts) -> list[Fault]:
     found = []
     if facts.workers is not None and not facts.living:
         found.append(Fault("No worker is alive: jobs wait.", "/workers"))
+    elif late := [worker.heard_seconds for worker in facts.workers or () if worker.late]:
+        one = f"1 worker was not heard of for {duration(max(late))}."
+        more = f"{len(late)} workers were not heard of for up to {duration(max(late))}."
+        found.append(Fault(one if len(late) == 1 else more, "/workers"))
     if facts.queue_age is not None and facts.queue_age > QUEUE_AGE:
         found.append(Fault(f"A job has been due for {duration(facts.queue_age)}.", "/job/list"))
     if facts.dead:

@@ -3,7 +3,7 @@
 from datetime import datetime
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Exists, delete, exists, func, or_, update
+from sqlalchemy import BindParameter, ColumnElement, Exists, delete, exists, func, or_, update
 from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
@@ -32,8 +32,8 @@ class CRUDLoginSession(CRUDBase[LoginSession]):
     not_found = LoginSessionNotFound
 
     async def lock_with_user(self, db: AsyncSession, session_id: UUID) -> tuple[LoginSession, User] | None:
-        """A login of the API and its user, who is not deleted and whose password has not expired; nobody else changes that login
-        until this transaction ends.
+        """A login of the API and its user, who is not deleted and whose password has not expired; nobody else changes
+        that login until this transaction ends.
         """
         statement = (
             select(LoginSession, User)
@@ -98,7 +98,7 @@ class CRUDLoginSession(CRUDBase[LoginSession]):
         statement = update(LoginSession).where(*where, self._live).values(revoked_at=utc_now())
         return (await db.exec(statement)).rowcount
 
-    def lives_for(self, session_id: UUID) -> Exists:
+    def lives_for(self, session_id: UUID | BindParameter[UUID]) -> Exists:
         """The condition that this login of the user in the same query is live, and one of the API."""
         mine = (col(LoginSession.id) == session_id, col(LoginSession.user_id) == col(User.id))
         return exists().where(*mine, col(LoginSession.kind) == LoginKind.API, self._live)

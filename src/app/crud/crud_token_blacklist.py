@@ -2,7 +2,7 @@
 
 from datetime import datetime
 
-from sqlalchemy import Exists, delete, exists
+from sqlalchemy import BindParameter, Exists, delete, exists
 from sqlalchemy.dialects.postgresql import insert
 from sqlmodel import col
 from sqlmodel.ext.asyncio.session import AsyncSession
@@ -19,7 +19,7 @@ class CRUDTokenBlacklist:
         statement = insert(TokenBlacklist).values(token=jti, expires_at=expires_at)
         await db.exec(statement.on_conflict_do_nothing(index_elements=["token"]))
 
-    def holds(self, jti: str) -> Exists:
+    def holds(self, jti: str | BindParameter[str]) -> Exists:
         """The condition that this token is revoked, for use within another query."""
         return exists().where(col(TokenBlacklist.token) == jti)
 

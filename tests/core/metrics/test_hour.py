@@ -82,6 +82,12 @@ def test_a_minute_as_it_is_kept() -> None:
     )
 
 
+def test_means_are_of_what_is_timed() -> None:
+    totals = Totals(requests=100, seconds=1.0, buckets={0.1: 10, 0.25: 10})
+    assert (totals.timed, totals.mean, totals.p50) == (20, 0.05, 0.1)
+    assert Totals(requests=100).mean is None
+
+
 def test_sums() -> None:
     minutes = tuple(
         Minute(

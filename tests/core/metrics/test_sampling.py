@@ -8,6 +8,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import yaml
 
 from app.core.metrics import http
 from app.core.metrics.recent.sampling import MOST_PATHS, MOST_PREFIXES, MOST_ROUTES, OTHER, Metrics, Sampler
@@ -62,6 +63,31 @@ def test_what_has_no_route_is_apart() -> None:
     change = sampler.look()
     assert change.totals == {"unrouted": 3, "unrouted_errors": 1}
     assert not change.routes
+
+
+def test_routes_that_say_nothing_about_the_app_are_not_judged() -> None:
+    """Who waits for a job's events takes as long as the job; `/ready` fails when the database does."""
+    metrics = own_metrics()
+    sampler = Sampler(metrics)
+    observe(metrics, "/a", "200", 0.001)
+    observe(metrics, "/api/v1/tasks/task/{task_id}/events", "200", 900.0)
+    observe(metrics, "/metrics", "200", 2.0)
+    observe(metrics, "/api/v1/ready", "503", 0.001)
+    observe(metrics, "/api/v1/events/thing", "503", 0.001)
+    change = sampler.look()
+    assert change.totals == {"requests": 5, "errors": 1, "microseconds": 3000, "le:0.0025": 3}
+    assert change.routes["microseconds:/metrics"] == 2_000_000
+    assert change.routes["errors:/api/v1/ready"] == 1
+    observe(metrics, "/api/v1/ready", "503", 0.001)
+    observe(metrics, "/metrics", "200", 2.0)
+    assert sampler.look().totals == {"requests": 2, "microseconds": 1000, "le:0.0025": 1}
+
+
+def test_they_are_those_of_the_alerts() -> None:
+    groups = yaml.safe_load((ROOT / "deploy" / "monitoring" / "alerts.yml").read_text())["groups"]
+    rules = {rule["alert"]: rule["expr"] for group in groups for rule in group["rules"]}
+    assert f'route!~"{http.UNTIMED}"' in rules["SlipwayApiSlow"]
+    assert f'route!~"{http.NEVER_FAILED}"' in rules["SlipwayApiErrors"]
 
 
 def test_what_a_process_begins_anew_is_new() -> None:

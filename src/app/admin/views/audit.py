@@ -6,7 +6,6 @@ from typing import Any, Final
 
 from starlette.requests import Request
 from starlette_admin.fields import IntegerField, StringField
-from starlette_admin.filters import FilterGroup
 from starlette_admin.types import RequestAction
 
 from app.admin.views.fields import UserField, UtcField, detail_url, load_usernames
@@ -66,18 +65,8 @@ class AuditView(SearchedView[ConsoleAction]):
             key="console-action",
         )
 
-    async def find_all(
-        self,
-        request: Request,
-        skip: int = 0,
-        limit: int = 100,
-        q: str | None = None,
-        sorts: Sequence[tuple[str, str]] | None = None,
-        filters: FilterGroup | None = None,
-    ) -> Sequence[Any]:
-        entries: Sequence[ConsoleAction] = await super().find_all(request, skip, limit, q, sorts, filters)
-        await load_usernames(request, [entry.actor_id for entry in entries])
-        return entries
+    async def listed(self, request: Request, rows: Sequence[ConsoleAction]) -> None:
+        await load_usernames(request, [entry.actor_id for entry in rows])
 
     async def find_by_pk(self, request: Request, pk: Any) -> Any:
         entry: ConsoleAction | None = await super().find_by_pk(request, pk)

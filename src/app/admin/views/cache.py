@@ -11,9 +11,9 @@ from starlette.responses import RedirectResponse, Response
 from starlette_admin.flash import flash
 from starlette_admin.routing import route
 
-from app.admin.plots import Plot, Series, tone_of
+from app.admin.plots import Plot, Series, in_percent, tone_of
+from app.admin.views.away import unless_away
 from app.admin.views.base import ConsolePage, app_of, audit, session_of
-from app.core.db.outbox import Targets
 from app.core.metrics.recent import CacheCounts, Hour, Recent
 from app.core.utils.cache import Cache, CachedVariant, KnownPrefix, entries_of, known_prefixes, purge
 from app.core.utils.cache.keys import resource_key
@@ -104,16 +104,12 @@ class CachePage(ConsolePage):
         return RedirectResponse(f"{request.url_for('admin:cache')}{wanted.query}", 303)
 
     async def _purge_resource(self, request: Request, wanted: Wanted) -> None:
-        cache = _cache_of(request)
         if wanted.known is None or wanted.prefix is None:
             flash(request, "Nothing is dropped: say which resource.", "error")
             return
         await self._note(request, resource_key(wanted.prefix, wanted.id), {"prefix": wanted.prefix, "id": wanted.id})
-        if wanted.known.parameters:
-            await cache.invalidator.now(Targets((resource_key(wanted.prefix, wanted.id),)))
-            count = 1 if cache.usable else None
-        else:
-            count = await purge(cache, wanted.prefix, wanted.id, known=[wanted.known])
+        cache = _cache_of(request)
+        count = await purge(cache, wanted.known.template, wanted.id, known=[wanted.known], values=wanted.values)
         if count is None:
             flash(request, LATER, "warning")
         else:
@@ -152,20 +148,12 @@ def _state_of(cache: Cache) -> str:
 
 async def _entries_of(cache: Cache, wanted: Wanted) -> list[CachedVariant] | None:
     """None when it cannot be known, or nothing is asked for."""
-    if wanted.prefix is None:
-        return None
-    try:
-        return await entries_of(cache, wanted.prefix, wanted.id)
-    except LinkError:
-        return None
+    return None if wanted.prefix is None else await unless_away(entries_of(cache, wanted.prefix, wanted.id))
 
 
 async def _hour_of(request: Request) -> Hour | None:
     recent: Recent | None = getattr(app_of(request).state, "recent", None)
-    try:
-        return await recent.last_hour() if recent is not None else None
-    except LinkError:
-        return None
+    return None if recent is None else await unless_away(recent.last_hour())
 
 
 def _counts_of(hour: Hour, prefixes: Sequence[KnownPrefix]) -> list[tuple[str, CacheCounts]]:
@@ -187,5 +175,4 @@ def _plot_of(hour: Hour) -> Plot:
 
 
 def _percent(counts: CacheCounts | None) -> float | None:
-    ratio = counts.hit_ratio if counts is not None else None
-    return None if ratio is None else 100 * ratio
+    return in_percent(counts.hit_ratio if counts is not None else None)

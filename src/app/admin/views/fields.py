@@ -48,7 +48,7 @@ async def load_tiers(request: Request) -> dict[int, str]:
 
 
 class TierField(EnumField):
-    """A tier, chosen by its name. The view's `find_all` calls `load_tiers`: filters need them, too."""
+    """A tier, chosen by its name. The view's `listed` calls `load_tiers`: filters are shown with them, too."""
 
     def __init__(self, name: str = "tier_id", **kwargs: Any) -> None:
         super().__init__(

@@ -1,27 +1,28 @@
 """The front page: whether the system is well, at a glance."""
 
 import asyncio
-from collections.abc import Awaitable, Sequence
-from typing import NamedTuple, TypeVar
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import NamedTuple
 
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette_admin.routing import route
 
 from app.admin.figures import duration, figure
-from app.admin.plots import Plot, Series
+from app.admin.plots import Plot, Series, in_percent
+from app.admin.views.away import unless_away
 from app.admin.views.base import ConsolePage, app_of, session_of
+from app.admin.views.job_plots import plots_of
 from app.admin.wellness import MINUTES, Facts, faults_in, name_of
 from app.core.config import RedisQueueSettings
 from app.core.db.models import utc_now
+from app.core.metrics.readiness import LOOK_SECONDS
 from app.core.metrics.recent import Hour
-from app.core.readiness import State, states_of
+from app.core.readiness import Dependency, State, states_of
 from app.core.utils.queue import WorkerSeen, living_workers
 from app.core.utils.queue.sending import current_transport
-from app.core.utils.redis_link import LinkError
 from app.crud.crud_job_statistics import JobCounts, JobMinute, count_by_status, last_hour
-
-AnswerT = TypeVar("AnswerT")
 
 
 class Tile(NamedTuple):
@@ -58,7 +59,7 @@ class FrontPage(ConsolePage):
         values = {
             "faults": faults_in(facts),
             "tiles": _tiles(seen, facts),
-            "plots": [*(_plots(seen.hour) if seen.hour else ()), *(_job_plots(seen.jobs) if seen.jobs else ())],
+            "plots": [*(_plots(seen.hour) if seen.hour else ()), *(plots_of(seen.jobs)[:1] if seen.jobs else ())],
             "states": {name_of(name): state for name, state in seen.states.items()},
             "is_known": seen.hour is not None,
             "now": utc_now(),
@@ -71,9 +72,9 @@ async def _look(request: Request) -> Seen:
     state = app_of(request).state
     has_queue = isinstance(state.settings, RedisQueueSettings)
     states, hour, workers, jobs = await asyncio.gather(
-        states_of(state.dependencies),
-        _unless_away(state.recent.last_hour()) if state.recent is not None else _nothing(),
-        _unless_away(living_workers(current_transport().link)) if has_queue else _nothing(),
+        states_of([_quick(one) for one in state.dependencies], LOOK_SECONDS),
+        unless_away(state.recent.last_hour()) if state.recent is not None else _nothing(),
+        unless_away(living_workers(current_transport().link)) if has_queue else _nothing(),
         _jobs(request) if has_queue else _nothing(),
     )
     return Seen(states, hour, workers, *(jobs or (None, None)))
@@ -84,12 +85,13 @@ async def _jobs(request: Request) -> tuple[JobCounts, list[JobMinute]]:
     return await count_by_status(db), await last_hour(db)
 
 
-async def _unless_away(answer: Awaitable[AnswerT]) -> AnswerT | None:
-    """None when Redis/Valkey is away."""
-    try:
-        return await answer
-    except LinkError:
-        return None
+def _quick(dependency: Dependency) -> Dependency:
+    """The job queue's own connections wait for a server that hangs; the link to it finds out at once."""
+    return replace(dependency, check=_ping_queue) if dependency.name == "redis_queue" else dependency
+
+
+async def _ping_queue() -> None:
+    await current_transport().link.send("PING")
 
 
 async def _nothing() -> None:
@@ -161,28 +163,15 @@ def _plots(hour: Hour) -> list[Plot]:
         Plot(
             "Cache hit ratio",
             "%",
-            [Series("hits", [_share(minute.hit_ratio) for minute in hour.minutes], "green")],
+            [Series("hits", [in_percent(minute.hit_ratio) for minute in hour.minutes], "green")],
             minutes,
         ),
         Plot("Refused calls", "per minute", refused, minutes, True),
     ]
 
 
-def _job_plots(jobs: Sequence[JobMinute]) -> list[Plot]:
-    series = [
-        Series("succeeded", [minute.succeeded for minute in jobs], "green"),
-        Series("dead", [minute.dead for minute in jobs], "red"),
-        Series("cancelled", [minute.cancelled for minute in jobs], "gray"),
-    ]
-    return [Plot("Jobs ended", "per minute", series, [minute.start for minute in jobs], True)]
-
-
 def _thousandfold(values: Sequence[float | None]) -> list[float | None]:
     return [None if value is None else 1000 * value for value in values]
-
-
-def _share(value: float | None) -> float | None:
-    return None if value is None else 100 * value
 
 
 def _percent(share: float | None) -> str:

@@ -59,10 +59,10 @@ class JobView(SearchedView[Job]):
 
     noun = "job"
     fields = (
-        TextField("id", label="Id", filters=these()),
         TextField("function", filters=these(IsFunction, StartsWith)),
         StatusField("status"),
         ProgressField("progress", filters=these()),
+        TextField("id", label="Id", filters=these(), list_template="console/job_id.html"),
         TextField("queue", filters=these(Is, StartsWith)),
         IntegerField("attempt", filters=these()),
         UserField("owner_id", label="Owner"),
@@ -110,22 +110,12 @@ class JobView(SearchedView[Job]):
             col(Job.error).icontains(term, autoescape=True),
         )
 
-    async def find_all(
-        self,
-        request: Request,
-        skip: int = 0,
-        limit: int = 100,
-        q: str | None = None,
-        sorts: Sequence[tuple[str, str]] | None = None,
-        filters: FilterGroup | None = None,
-    ) -> Sequence[Any]:
-        rows: Sequence[Job] = await super().find_all(request, skip, limit, q, sorts, filters)
+    async def listed(self, request: Request, rows: Sequence[Job]) -> None:
         if request.state.action == RequestAction.LIST:
             db = session_of(request)
             request.state.jobs = await JobsNow.of(db)
             request.state.job_functions = await functions_present(db)
             await load_usernames(request, [row.owner_id for row in rows])
-        return rows
 
     async def count(self, request: Request, q: str | None = None, filters: FilterGroup | None = None) -> int:
         now: JobsNow | None = getattr(request.state, "jobs", None)

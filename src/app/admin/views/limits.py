@@ -10,6 +10,7 @@ from starlette.responses import Response
 from starlette_admin.routing import route
 
 from app.admin.plots import Plot, Series, tone_of
+from app.admin.views.away import unless_away
 from app.admin.views.base import ConsolePage, app_of, session_of
 from app.core.config import RateLimitMode
 from app.core.db.models import utc_now
@@ -18,7 +19,6 @@ from app.core.schemas import MAX_ID
 from app.core.utils.rate_limit import Limiter
 from app.core.utils.rate_limit.limiter import Usage
 from app.core.utils.rate_limit.rules import Rule
-from app.core.utils.redis_link import LinkError
 from app.models.rate_limit import RateLimit
 from app.models.tier import Tier
 from app.models.user import User
@@ -108,15 +108,13 @@ def _rules(limiter: Limiter, tiers: dict[int, str]) -> list[Rule]:
 
 async def _recently(recent: Recent | None, rules: list[Rule]) -> tuple[Hour | None, list[list[Subject]]]:
     """The last hour and each rule's busiest subjects; None and nobody while Redis/Valkey is away."""
-    if recent is None:
-        return None, [[] for _ in rules]
-    try:
-        return await asyncio.gather(
-            recent.last_hour(),
-            asyncio.gather(*(recent.busiest(rule.tier_id, rule.path, MOST_SUBJECTS) for rule in rules)),
-        )
-    except LinkError:
-        return None, [[] for _ in rules]
+    nothing: tuple[Hour | None, list[list[Subject]]] = None, [[] for _ in rules]
+    return nothing if recent is None else await unless_away(_answers(recent, rules)) or nothing
+
+
+async def _answers(recent: Recent, rules: list[Rule]) -> tuple[Hour, list[list[Subject]]]:
+    busiest = asyncio.gather(*(recent.busiest(rule.tier_id, rule.path, MOST_SUBJECTS) for rule in rules))
+    return await asyncio.gather(recent.last_hour(), busiest)
 
 
 async def _with_callers(

@@ -4,11 +4,10 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from sqlalchemy import ColumnElement
-from sqlmodel import col
+from sqlmodel import col, select
 from starlette.datastructures import FormData
 from starlette.requests import Request
 from starlette_admin.fields import EnumField, IntegerField, StringField, TextAreaField
-from starlette_admin.filters import FilterGroup
 
 from app.admin.views.base import app_of, session_of
 from app.admin.views.fields import TierField, UtcField, detail_url, load_tiers
@@ -22,6 +21,7 @@ from app.core.utils.rate_limit import EVERY_PATH, limited_paths
 from app.crud.crud_rate_limit import RateLimitPathTaken, crud_rate_limits
 from app.crud.crud_tier import TierNotFound
 from app.models.rate_limit import RateLimit, RateLimitCreate
+from app.models.tier import Tier
 
 
 def rate_limit_url(request: Request, rate_limit_id: int) -> str:
@@ -136,21 +136,12 @@ class RateLimitView(SearchedView[RateLimit]):
     async def repr(self, obj: Any, request: Request) -> str:
         return str(obj.name)
 
-    async def find_all(
-        self,
-        request: Request,
-        skip: int = 0,
-        limit: int = 100,
-        q: str | None = None,
-        sorts: Sequence[tuple[str, str]] | None = None,
-        filters: FilterGroup | None = None,
-    ) -> Sequence[Any]:
+    async def listed(self, request: Request, rows: Sequence[RateLimit]) -> None:
         await load_tiers(request)
-        return await super().find_all(request, skip, limit, q, sorts, filters)
 
     def get_search_query(self, request: Request, term: str) -> ColumnElement[bool]:
-        names = [] if "\x00" in term else [tier for tier, name in request.state.tier_names.items() if term in name]
-        return super().get_search_query(request, term) | col(RateLimit.tier_id).in_(names)
+        of_that_tier = select(col(Tier.id)).where(col(Tier.name).contains(term.replace("\x00", ""), autoescape=True))
+        return super().get_search_query(request, term) | col(RateLimit.tier_id).in_(of_that_tier)
 
     def current(self, row: RateLimit, name: str) -> Any:
         return text_of(row.additional_windows) if name == "additional_windows" else getattr(row, name)

@@ -178,6 +178,9 @@ class SearchedView(ConsoleView[RowT]):
         number = self._pk_in(term)
         return or_(*found, *([] if number is None else [col(self._pk_column) == number]))
 
+    async def listed(self, request: Request, rows: Sequence[RowT]) -> None:
+        """Reads what a list of these rows shows beside them."""
+
     async def find_all(
         self,
         request: Request,
@@ -187,9 +190,11 @@ class SearchedView(ConsoleView[RowT]):
         sorts: Sequence[tuple[str, str]] | None = None,
         filters: FilterGroup | None = None,
     ) -> Sequence[Any]:
-        if skip > MAX_ID:  # No such page, and no number that PostgreSQL takes.
-            return []
-        return await super().find_all(request, skip, limit, q, sorts, filters)
+        rows: Sequence[RowT] = []
+        if skip <= MAX_ID:  # Else there is no such page, and no number that PostgreSQL takes.
+            rows = await super().find_all(request, skip, limit, q, sorts, filters)
+        await self.listed(request, rows)
+        return rows
 
     async def find_by_pk(self, request: Request, pk: Any) -> Any:
         return None if self._pk_in(str(pk)) is None else await super().find_by_pk(request, pk)

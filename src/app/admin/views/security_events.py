@@ -7,7 +7,6 @@ from sqlalchemy import ColumnElement
 from sqlmodel import col, select
 from starlette.requests import Request
 from starlette_admin.fields import BaseField, EnumField, IntegerField, StringField
-from starlette_admin.filters import FilterGroup
 
 from app.admin.views.fields import UserField, UtcField, load_usernames
 from app.admin.views.search import SearchedView
@@ -61,18 +60,8 @@ class SecurityEventView(SearchedView[SecurityEvent]):
         of_that_name = select(col(User.id)).where(col(User.username) == term.replace("\x00", ""))
         return super().get_search_query(request, term) | col(SecurityEvent.user_id).in_(of_that_name)
 
-    async def find_all(
-        self,
-        request: Request,
-        skip: int = 0,
-        limit: int = 100,
-        q: str | None = None,
-        sorts: Sequence[tuple[str, str]] | None = None,
-        filters: FilterGroup | None = None,
-    ) -> Sequence[Any]:
-        events: Sequence[SecurityEvent] = await super().find_all(request, skip, limit, q, sorts, filters)
-        await load_usernames(request, [user for event in events for user in (event.user_id, event.actor_id)])
-        return events
+    async def listed(self, request: Request, rows: Sequence[SecurityEvent]) -> None:
+        await load_usernames(request, [user for event in rows for user in (event.user_id, event.actor_id)])
 
     async def find_by_pk(self, request: Request, pk: Any) -> Any:
         event: SecurityEvent | None = await super().find_by_pk(request, pk)

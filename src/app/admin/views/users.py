@@ -6,7 +6,6 @@ from typing import Any, ClassVar
 from pydantic import Field as PydanticField
 from starlette.requests import Request
 from starlette_admin.fields import IntegerField, StringField
-from starlette_admin.filters import FilterGroup
 from starlette_admin.types import RequestAction
 
 from app.admin.views.base import app_of, client_of, operator_of, session_of
@@ -79,17 +78,8 @@ class UserView(UserActions):
     async def repr(self, obj: Any, request: Request) -> str:
         return str(obj.username)
 
-    async def find_all(
-        self,
-        request: Request,
-        skip: int = 0,
-        limit: int = 100,
-        q: str | None = None,
-        sorts: Sequence[tuple[str, str]] | None = None,
-        filters: FilterGroup | None = None,
-    ) -> Sequence[Any]:
+    async def listed(self, request: Request, rows: Sequence[User]) -> None:
         await load_tiers(request)
-        return await super().find_all(request, skip, limit, q, sorts, filters)
 
     async def serialize(
         self, obj: Any, request: Request, include_relationships: bool = True, include_select2: bool = False

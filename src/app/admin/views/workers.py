@@ -7,13 +7,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette_admin.routing import route
 
+from app.admin.views.away import unless_away
 from app.admin.views.base import ConsolePage, session_of
 from app.admin.views.fields import in_utc
 from app.admin.views.job_fields import Progress
 from app.core.utils import queue
 from app.core.utils.queue import Job, WorkerSeen
 from app.core.utils.queue.sending import current_transport
-from app.core.utils.redis_link import LinkError
 from app.crud.crud_job import crud_jobs
 
 MOST_JOBS: Final = 500
@@ -33,10 +33,7 @@ class WorkersPage(ConsolePage):
     @route("")
     async def index(self, request: Request) -> Response:
         """Who works, and on what."""
-        try:
-            workers = await queue.living_workers(current_transport().link)
-        except LinkError:
-            workers = None
+        workers = await unless_away(queue.living_workers(current_transport().link))
         jobs: defaultdict[str, list[Job]] = defaultdict(list)
         running = await crud_jobs.running(session_of(request), MOST_JOBS)
         for job in running:

@@ -42,6 +42,8 @@ from app.models.user import User, UserCreate, UserPublic, UserRead, UserTierUpda
 
 router = APIRouter(tags=["users"])
 
+UserPage = Page[UserRead | UserPublic]
+
 
 # What is cached about a user: the public profile, for all who see no more of it. `app.api.accounts` drops it.
 public_profile = partial(cache, PROFILE, resource_id_name="username")
@@ -69,12 +71,12 @@ async def read_me(user: CurrentUser) -> User:
 
 
 @router.get("/users", openapi_extra=SIGN_IN_OPTIONAL, responses=problems(InvalidToken))
-async def read_users(viewer: OptionalUser, paging: PagingDep, db: ReadingSessionDep) -> Page[UserRead | UserPublic]:
+async def read_users(viewer: OptionalUser, paging: PagingDep, db: ReadingSessionDep) -> UserPage:
     """List users. Superusers see all of each, others the public part."""
     page = await crud_users.page_of_users(db, paging)
     # In a list even your own entry is the public one, so that an entry's shape depends on the caller's rank alone.
     shape = UserRead if viewer and viewer.is_superuser else UserPublic
-    return paging.page_of([shape.model_validate(user) for user in page.data], page.total_count)
+    return paging.made(UserPage, [shape.model_validate(user) for user in page.data], page.total_count)
 
 
 @router.get("/user/{username}", openapi_extra=SIGN_IN_OPTIONAL, responses=problems(InvalidToken, UserNotFound))

@@ -1,5 +1,6 @@
 """What is asked over HTTP, in Prometheus' words."""
 
+import re
 from typing import Final
 
 from prometheus_client import Counter, Gauge, Histogram
@@ -23,8 +24,25 @@ NO_ROUTE: Final = "none"
 ABORTED: Final = "aborted"
 OTHER_METHOD: Final = "other"
 
+# Routes that say nothing about how well the app does, as deploy/monitoring/alerts.yml has them: answers that last as
+# long as a job, or each time look at everything; and the ones that are errors when something else is not well.
+UNTIMED: Final = ".*/events|/metrics"
+NEVER_FAILED: Final = ".*/ready"
+
+_UNTIMED: Final = re.compile(UNTIMED)
+_NEVER_FAILED: Final = re.compile(NEVER_FAILED)
 _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _kept: dict[tuple[str, str | None, int], tuple[Counter, Histogram]] = {}
+
+
+def is_timed(route: str) -> bool:
+    """Whether it counts how long this route's answers take."""
+    return _UNTIMED.fullmatch(route) is None
+
+
+def can_fail(route: str) -> bool:
+    """Whether this route's errors are errors of the app."""
+    return _NEVER_FAILED.fullmatch(route) is None
 
 
 def count_request(method: str, route: str | None, status: int, seconds: float) -> None:

@@ -43,6 +43,7 @@ PAUSE_WITHOUT: Final = 1.0  # seconds between two looks for jobs while the datab
 RECONCILE_LIMIT: Final = 600.0  # seconds, for millions of jobs
 LAST_SECONDS: Final = 5.0  # that jobs have, once they were cancelled, to be put back
 
+Action = Callable[[], Awaitable[None]]
 log = structlog.stdlib.get_logger("slipway.worker")
 
 
@@ -99,7 +100,7 @@ class DurableWorker(Worker):
         log.info("worker started", worker=self.name, queue=self.queue_name, functions=sorted(self.functions))
         self._accompany("leases", self._keep_leases, ROUND)
         if not self.burst:
-            self._accompany("heartbeat", self._beat, self.health_check_interval / 3)
+            self._accompany("heartbeat", self._beat, self.health_check_interval / workers.BEATS, uneven=workers.UNEVEN)
             self._upkeep.watch()
             self._accompany("upkeep", self._upkeep.round, ROUND, limit=LEASE)
             self._accompany("reconciler", self._upkeep.reconcile, ROUND, limit=RECONCILE_LIMIT)
@@ -191,14 +192,14 @@ class DurableWorker(Worker):
     # ---- Beside them ----
 
     def _accompany(
-        self, name: str, action: Callable[[], Awaitable[None]], pause: float, limit: float = LEASE / 6
+        self, name: str, action: Action, pause: float, limit: float = LEASE / 6, uneven: float = 0.2
     ) -> None:
         """Has this done again and again, whatever comes of it, until the worker is closed.
 
         Args:
             name: what the log calls it.
             action: what is done.
-            pause: seconds from one time to the next.
+            pause: seconds from one time to the next, longer or shorter by `uneven` of itself.
             limit: seconds that it may take. Leases are to have several tries before they end.
         """
 
@@ -210,7 +211,7 @@ class DurableWorker(Worker):
                     self._complained.discard(name)
                 except Exception as error:
                     self._complain(name, error)
-                await asyncio.sleep(pause * random.uniform(0.8, 1.2))  # noqa: S311 -- no secret
+                await asyncio.sleep(pause * random.uniform(1 - uneven, 1 + uneven))  # noqa: S311 -- no secret
 
         self._companions.append(asyncio.create_task(keep_doing(), name=name))
 

@@ -371,3 +371,18 @@ async def test_while_the_server_hangs_one_resource_waits_and_more_is_refused(
         while not opened(app).usable:  # noqa: ASYNC110 -- of all kinds of things
             await asyncio.sleep(0.02)
     assert states(await client.get("api/things/1"), await client.get("api/things/2")) == ["MISS", "HIT"]
+
+
+async def test_one_resource_of_a_filled_prefix_is_counted_and_nobody_else_s_is_touched(
+    app: FastAPI, client: httpx2.AsyncClient
+) -> None:
+    await fill(client, "api/a/posts/1", "api/b/posts/1")
+
+    async def purged_of(name: str, template: str = "{name}_posts") -> int | None:
+        return await purge(opened(app), template, 1, known=known_prefixes(app), values={"name": name})
+
+    assert [await purged_of("a") for _ in range(2)] == [1, 0]
+    assert (await client.get("api/b/posts/1")).headers["X-Cache"] == "HIT"
+    bare = KnownPrefix("{name}", ("name",), (), ())
+    with pytest.raises(UnknownPrefix):
+        await purge(opened(app), "{name}", "recent", known=[bare], values={"name": "slipway"})

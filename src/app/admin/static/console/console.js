@@ -19,19 +19,50 @@ for (const element of document.querySelectorAll("[data-console-on]")) {
 
 // ---- Parts of a page that are about now ----
 
-// `data-live` says after how many seconds they are asked for again, by their id.
+// `data-live` says how many seconds after an answer they are asked for again, by their id: where it is slow, less often.
+const patience = 10_000;  // milliseconds
+const stale = document.getElementById("console-stale");
+const unheard = new Set();  // of these seconds, the last question had no answer
+let heardAt = new Date();
+
+function follow(seconds) {
+  const look = async () => {
+    await refresh(seconds).then((isHeard) => { if (isHeard) say(seconds, true); }, () => say(seconds, false));
+    if (document.querySelector(`[data-live="${seconds}"]`)) setTimeout(look, seconds * 1000);
+  };
+  setTimeout(look, seconds * 1000);
+}
+
+// What is old looks old: nobody is to take it for how it is now.
+function say(seconds, isHeard) {
+  if (isHeard) unheard.delete(seconds);
+  else unheard.add(seconds);
+  const isStale = unheard.size > 0;
+  if (isStale && stale.hidden) stale.querySelector("time").textContent = heardAt.toISOString().slice(11, 19);
+  if (!isStale) heardAt = new Date();
+  stale.hidden = !isStale;
+  document.body.classList.toggle("console-stale", isStale);
+}
+
+// Returns whether there was an answer; not where nobody asks now. Throws when there was no answer, or not this page.
 async function refresh(seconds) {
-  if (document.hidden || document.querySelector(".modal.show")) return;
-  const answer = await fetch(location.href, { headers: { "X-Console-Live": "1" }, redirect: "manual" });
-  if (answer.type === "opaqueredirect") return location.reload();  // Signed out, or no superuser any more.
-  if (!answer.ok) return;
+  if (document.hidden || document.querySelector(".modal.show")) return false;
+  const signal = AbortSignal.timeout(patience);
+  const answer = await fetch(location.href, { headers: { "X-Console-Live": "1" }, redirect: "manual", signal });
+  if (answer.type === "opaqueredirect") {  // Signed out, or no superuser any more.
+    location.reload();
+    return false;
+  }
+  if (!answer.ok) throw new Error(answer.status);
   // Without its styles: their nonce is another one, and each would be a line in the browser's console.
   const text = (await answer.text()).replace(/<style\b[^]*?<\/style>/g, "");
   const page = new DOMParser().parseFromString(text, "text/html");
   for (const old of document.querySelectorAll(`[data-live="${seconds}"]`)) {
     const now = page.getElementById(old.id);
-    if (now) replace(old, now);
+    if (!now) throw new Error(`no ${old.id}`);
+    replace(old, now);
   }
+  return true;
 }
 
 // What somebody has opened stays open, and where they are by keyboard they stay; nobody's form is taken away.
@@ -43,6 +74,7 @@ function replace(old, now) {
   const place = active ? [...old.querySelectorAll(focusable)].indexOf(active) : -1;
   const scrolled = [...old.querySelectorAll(".plot-numbers, .table-responsive")].map((part) => [part.scrollLeft, part.scrollTop]);
   old.replaceChildren(...now.childNodes);
+  if (!now.dataset.live) delete old.dataset.live;  // What has ended does not change any more.
   old.querySelectorAll("details").forEach((part, n) => { part.open = openable[n]?.open ?? part.open; });
   makeReachable(old);
   old.querySelectorAll(".plot-numbers, .table-responsive").forEach((part, n) => part.scrollTo(...(scrolled[n] ?? [0, 0])));
@@ -50,7 +82,7 @@ function replace(old, now) {
 }
 
 for (const seconds of new Set([...document.querySelectorAll("[data-live]")].map((part) => part.dataset.live))) {
-  setInterval(() => refresh(seconds).catch(() => {}), seconds * 1000);
+  follow(seconds);
 }
 
 // ---- By keyboard ----

@@ -48,10 +48,10 @@ class Totals:
 
     Attributes:
         requests: to routes of the API.
-        errors: of these, answers of 500 and above.
+        errors: of these, answers of 500 and above; without those of `/ready`, which are about something else.
         unrouted, unrouted_errors: the same of what is no route of the API: paths that nobody knows, and the console.
-        seconds: that all requests together took.
-        buckets: requests by the least bound, in seconds, that they did not exceed.
+        seconds: that all timed requests together took: not those to routes that last as long as somebody likes.
+        buckets: timed requests by the least bound, in seconds, that they did not exceed.
         caches: by key prefix.
         limits: by the path of the rule that applied.
     """
@@ -71,18 +71,23 @@ class Totals:
         return self.errors / self.requests if self.requests else None
 
     @property
+    def timed(self) -> int:
+        """The requests of which it counts how long they took."""
+        return sum(self.buckets.values())
+
+    @property
     def mean(self) -> float | None:
-        """Seconds that a request took."""
-        return self.seconds / self.requests if self.requests else None
+        """Seconds that a timed request took."""
+        return self.seconds / self.timed if self.timed else None
 
     @property
     def p50(self) -> float | None:
-        """Seconds within which half of the requests were answered."""
+        """Seconds within which half of the timed requests were answered."""
         return quantile(0.5, self.buckets)
 
     @property
     def p95(self) -> float | None:
-        """Seconds within which 95 % of the requests were answered."""
+        """Seconds within which 95 % of the timed requests were answered."""
         return quantile(0.95, self.buckets)
 
     @property

@@ -80,16 +80,20 @@ class Sampler:
             change.totals["requests"] += more
             change.routes[f"requests:{name}"] += more
             if is_error:
-                change.totals["errors"] += more
                 change.routes[f"errors:{name}"] += more
+                if http.can_fail(route):
+                    change.totals["errors"] += more
 
     def _look_at_seconds(self, change: Change) -> None:
+        """What all routes have taken together leaves out those whose times say nothing."""
         for (_, route), histogram in _children(self._metrics.seconds):
             if route == http.NO_ROUTE or not (seconds := self._more(histogram._sum)):
                 continue
             microseconds = round(seconds * 1_000_000)
-            change.totals["microseconds"] += microseconds
             change.routes[f"microseconds:{self._routes.of(route)}"] += microseconds
+            if not http.is_timed(route):
+                continue
+            change.totals["microseconds"] += microseconds
             for bound, bucket in zip(histogram._upper_bounds, histogram._buckets, strict=True):
                 if more := self._more(bucket):
                     change.totals[f"le:{bound}"] += round(more)
