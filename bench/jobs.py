@@ -1,6 +1,6 @@
-"""What jobs cost: `python -m bench.jobs`, also the last part of `make bench`.
+"""What jobs cost: `python -m bench.jobs`, also a part of `make bench`.
 
-One worker process on the first core, PostgreSQL and Valkey on the last, as `bench.ratios` has them.
+One worker process on the first core, PostgreSQL and Valkey on the last, as `bench.servers` has them.
 
 - how long after it was enqueued a job starts, on a worker that has nothing else to do;
 - how many jobs a second a worker does that do nothing, and how many a process enqueues;
@@ -9,15 +9,14 @@ One worker process on the first core, PostgreSQL and Valkey on the last, as `ben
 
 import argparse
 import asyncio
-import os
 import subprocess
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from pathlib import Path
 from statistics import median, quantiles
 
-from bench.ratios import BIN, ROOT, pin, services
+from bench.machine import ROOT, memory_of, pin
+from bench.servers import BIN, services, stop
 
 import src  # noqa: F401 isort: skip  (makes `app` importable)
 from sqlalchemy import text
@@ -36,35 +35,56 @@ def main() -> None:
     arguments.add_argument("--backlog", type=int, default=100_000)
     given = arguments.parse_args()
     with services():
-        asyncio.run(measure(given.jobs, given.backlog))
+        print(table(asyncio.run(measure(given.jobs, given.backlog))))
 
 
-async def measure(jobs: int, backlog: int) -> None:
-    """Runs all of it against the services that the environment names."""
+async def measure(jobs: int, backlog: int, *, starts: int = 200, memory_seconds: int = 8) -> dict[str, float | None]:
+    """Runs all of it against the services that the environment names.
+
+    Args:
+        jobs: how many the rates are measured with.
+        backlog: how many wait when it is measured what that costs.
+        starts: how many are enqueued on an idle worker.
+        memory_seconds: for how long the memory of a worker with a backlog is watched.
+    """
+    found: dict[str, float | None] = {}
     async with opened():
         with worker():
             await until_done()
-            starts = await start_latencies(200)
-            print(f"enqueue to start, idle worker     median {median(starts):6.1f} ms   p95 {p95(starts):6.1f} ms")
+            latencies = await start_latencies(starts)
+            found["start_p50_ms"], found["start_p95_ms"] = median(latencies), p95(latencies)
         seconds = await enqueue_times(jobs)
-        print(f"enqueued one by one               {jobs / sum(seconds):8.0f} jobs/s")
+        found["enqueued_per_second"] = jobs / sum(seconds)
         with worker():
             await until_done()
-        took = await done_within()
-        print(f"no-op jobs, one worker            {jobs / took:8.0f} jobs/s")
-        empty = await enqueue_times(500)
+        found["done_per_second"] = jobs / await done_within()
+        found["enqueue_p50_ms"] = median(await enqueue_times(500)) * 1000
         await fill(backlog)
-        full = await enqueue_times(500)
-        ratio = median(full) / median(empty)
-        print(f"enqueue, none waiting             median {median(empty) * 1000:6.2f} ms")
-        print(f"enqueue, {backlog:7,} waiting          median {median(full) * 1000:6.2f} ms   {ratio:5.2f} times that")
+        found["backlog"] = backlog
+        found["enqueue_p50_ms_with_backlog"] = median(await enqueue_times(500)) * 1000
         with worker() as process:
-            await asyncio.sleep(1)
-            grown = [memory_of(process)]
-            for _ in range(8):
+            most: list[float] = []
+            for _ in range(memory_seconds):
                 await asyncio.sleep(1)
-                grown.append(memory_of(process))
-        print(f"worker's memory meanwhile         {min(grown):6.0f} to {max(grown):.0f} MB")
+                most += filter(None, [memory_of(process.pid)])
+            found["worker_memory_mb"] = max(most, default=None)
+    return found
+
+
+def table(found: dict[str, float | None]) -> str:
+    """The figures in lines."""
+    start, tail = found["start_p50_ms"], found["start_p95_ms"]
+    memory = found["worker_memory_mb"]
+    return "\n".join(
+        (
+            f"enqueue to start, idle worker     median {start:6.1f} ms   p95 {tail:6.1f} ms",
+            f"enqueued one by one               {found['enqueued_per_second']:8.0f} jobs/s",
+            f"no-op jobs, one worker            {found['done_per_second']:8.0f} jobs/s",
+            f"enqueue, none waiting             median {found['enqueue_p50_ms']:6.2f} ms",
+            f"enqueue, {found['backlog']:7,} waiting          median {found['enqueue_p50_ms_with_backlog']:6.2f} ms",
+            f"worker's memory meanwhile         {'unknown' if memory is None else f'{memory:.0f} MB at most'}",
+        )
+    )
 
 
 @asynccontextmanager
@@ -92,8 +112,7 @@ def worker() -> Iterator[subprocess.Popen[bytes]]:
     try:
         yield process
     finally:
-        process.terminate()
-        process.wait()
+        stop(process)
 
 
 async def start_latencies(count: int) -> list[float]:
@@ -157,12 +176,6 @@ async def scalar(statement: str, **values: int) -> float:
 def p95(values: list[float]) -> float:
     """What 95 of 100 are below."""
     return quantiles(values, n=20)[-1]
-
-
-def memory_of(process: "subprocess.Popen[bytes]") -> float:
-    """The memory that a process has resident, in megabytes."""
-    pages = Path(f"/proc/{process.pid}/statm").read_text().split()[1]
-    return int(pages) * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
 if __name__ == "__main__":
