@@ -13,8 +13,9 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, redirect_stdout
 from datetime import timedelta
+from io import StringIO
 from statistics import median
 from typing import Any, Final
 
@@ -180,8 +181,8 @@ async def count_statements(cookie: dict[str, str]) -> dict[str, int]:
 @asynccontextmanager
 async def the_app(cookie: dict[str, str]) -> AsyncIterator[httpx2.AsyncClient]:
     """The app in this process."""
-    from app.main import app
-
+    with redirect_stdout(StringIO()):  # where its lines about requests go from now on
+        from app.main import app
     logging.disable(logging.CRITICAL)
     transport = httpx2.ASGITransport(app=app)
     async with (
