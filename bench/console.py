@@ -34,6 +34,7 @@ from app.models.login_session import LoginKind, LoginSession
 from app.models.user import User
 
 LIMIT: Final = 500.0  # milliseconds that the median of no page may pass
+MIDDLE: Final = 50_000  # which row the pages below are about
 PAGES: Final = (
     "",
     "user/list",
@@ -113,6 +114,8 @@ def main() -> None:
     arguments.add_argument("--rows", type=int, default=100_000, help="of users, jobs, events and audit entries")
     arguments.add_argument("--rounds", type=int, default=10)
     given = arguments.parse_args()
+    if given.rows < MIDDLE:
+        arguments.error(f"--rows: {MIDDLE:,} or more, since the one in the middle is asked for")
     with services():
         settings = get_settings()
         cookie = asyncio.run(fill(settings, given.rows))
