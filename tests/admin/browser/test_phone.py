@@ -19,6 +19,8 @@ async def test_what_a_job_does_and_how_it_stands_comes_first(
     now, job_id = utc_now(), "0123456789abcdef0123456789abcdef"
     async with opened_session(servers.settings) as db:
         db.add(Job(id=job_id, queue="q", function="send_email_verification", run_after=now, sent_at=now))
+        long_name = "what_somebody_gave_a_name_that_says_all_of_what_it_does"
+        db.add(Job(queue="q", id="long", function=long_name, state=JobState.CANCELLED, finished_at=now))
         await db.commit()
         page = await new_page(viewport=NARROW)
         await sign_in(page, superuser, "job/list")
