@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from typing import Final
 from uuid import UUID
 
+from starlette.responses import Response
+
 from app.core.config import CryptSettings, EnvironmentOption, environment_of
 from app.core.db.models import utc_now
 
@@ -37,7 +39,24 @@ class ConsoleCookie:
 
 def cookie_name(settings: CryptSettings) -> str:
     """`__Host-`: browsers take it from this very host only, over TLS, for all paths; `local` has no TLS."""
-    return "slipway_console" if environment_of(settings) is EnvironmentOption.LOCAL else "__Host-slipway_console"
+    return "__Host-slipway_console" if is_secure(settings) else "slipway_console"
+
+
+def is_secure(settings: CryptSettings) -> bool:
+    """Whether cookies are for TLS only. Browsers send none of those over plain HTTP, and `local` has nothing else."""
+    return environment_of(settings) is not EnvironmentOption.LOCAL
+
+
+def put_cookie(response: Response, settings: CryptSettings, value: str) -> None:
+    """Has the browser keep a cookie until it is closed."""
+    response.set_cookie(
+        cookie_name(settings), value, path="/", secure=is_secure(settings), httponly=True, samesite="lax"
+    )
+
+
+def drop_cookie(response: Response, settings: CryptSettings) -> None:
+    """Has the browser forget it."""
+    response.delete_cookie(cookie_name(settings), path="/", secure=is_secure(settings), httponly=True, samesite="lax")
 
 
 def create_cookie(settings: CryptSettings, session_id: UUID, salt: bytes) -> str:

@@ -1,42 +1,40 @@
 """What stands before every page of the console: who asks, whether they may, and one transaction for all of it."""
 
-import re
 import secrets
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Final, Self
-from urllib.parse import urlsplit
+from typing import Final
 
 import structlog
 from sqlmodel.ext.asyncio.session import AsyncSession
 from starlette._utils import get_route_path
-from starlette.datastructures import URLPath
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Router
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette_admin.auth import AdminUser
 
+from app.admin.answering import Answer
+from app.admin.asking import Origin, replaying, with_paths_for_addresses
 from app.admin.cookie import (
     cookie_name,
     create_visitor,
     csrf_token,
     is_csrf_token,
+    is_secure,
     is_visitor,
     parse_cookie,
 )
 from app.admin.policy import security_headers
 from app.api.sign_in import lifetimes
-from app.core.config import EnvironmentOption, Settings, environment_of
+from app.core.config import Settings
 from app.core.db.database import reading, transaction
 from app.core.db.models import utc_now
 from app.core.exceptions.http_exceptions import Forbidden
 from app.core.logger import note_user
 from app.crud.crud_login_session import crud_login_sessions
-from app.middleware.headers import RawHeader, has_header, with_headers
+from app.middleware.headers import has_header
 from app.models.login_session import LoginKind, LoginSession
 from app.models.user import User
 
@@ -45,10 +43,6 @@ HEADER: Final = "X-CSRFToken"
 LIVE: Final = b"x-console-live"  # sent by a page that refreshes itself
 SAFE: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 NOTED_EVERY: Final = timedelta(minutes=1)
-# Where to go back to after an action: the library's script sends a whole address, of which the path is kept.
-_ORIGIN: Final = re.compile(rb"(?<=\b_origin=)(?:https?%3A%2F%2F[^%&]*(?:%3A[0-9]+)?)?([^&]*)", re.IGNORECASE)
-# Browsers leave them out of an address: after "/", a tab and another "/" they would go to another host.
-_CONTROL: Final = re.compile(rb"[\x00-\x1f]|%(?:25)*[01][0-9a-f]", re.IGNORECASE)
 REFUSED: Final = "This form is not from your own console, or too old. Load the page again and repeat what you did."
 SIGNED_OUT: Final = "You are signed out: nothing was changed. Sign in again, and repeat what you did."
 SIGNED_IN: Final = "You are signed in already."
@@ -94,7 +88,7 @@ class Gate:
         self._settings = settings
         self._refuse = refuse
         self._cookie = cookie_name(settings)
-        self._secure = environment_of(settings) is not EnvironmentOption.LOCAL
+        self._secure = is_secure(settings)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -104,11 +98,11 @@ class Gate:
         state["csp_nonce"] = secrets.token_urlsafe(16)
         is_live = has_header(scope, {LIVE})
         is_file = get_route_path(scope).startswith("/static/")
-        answering = _Answer(
+        answering = Answer(
             send, security_headers(state["csp_nonce"]), secure=self._secure, cookies=not (is_live or is_file)
         )
-        origin = _Origin.of(Request(scope))
-        scope = _with_paths_for_addresses(scope)
+        origin = Origin.of(Request(scope))
+        scope = with_paths_for_addresses(scope)
         if is_file:
             answering.is_public = True
             state["operator"] = None
@@ -122,7 +116,7 @@ class Gate:
             log.exception("unhandled error", method=scope["method"], path=scope["path"])
             await self._say(scope, answering, 500, "Something went wrong here. The log has it under this request's id.")
 
-    async def _let_in(self, scope: Scope, receive: Receive, answering: "_Answer", origin: "_Origin") -> None:
+    async def _let_in(self, scope: Scope, receive: Receive, answering: Answer, origin: Origin) -> None:
         request, state = Request(scope, receive), scope["state"]
         if not (origin.is_own or (request.method in SAFE and origin.is_navigation)):
             await self._say(scope, answering, 403, REFUSED)
@@ -131,18 +125,18 @@ class Gate:
         body = b""
         if request.method not in SAFE:
             body = await request.body()  # First: who sends it slowly may be let in no more by its end.
-            receive = _replaying(body)
+            receive = replaying(body)
         operator = await self._operator(cookie)
         if operator is None and not is_visitor(cookie):
             cookie = create_visitor()
-            answering.set_cookie(self._cookie, cookie)
+            answering.set_cookie(self._settings, cookie)
             may_change = False  # Nobody has a token for it yet.
         else:
             may_change = True
         state |= {"csrf_token": csrf_token(self._settings, cookie), "operator": operator}
         is_login = get_route_path(scope) == "/login"
         if request.method not in SAFE and not (
-            may_change and await self._has_token(Request(scope, _replaying(body)), cookie)
+            may_change and await self._has_token(Request(scope, replaying(body)), cookie)
         ):
             # Another tab has signed in, or out, since the form was loaded.
             texts = {(True, True): SIGNED_IN, (False, False): SIGNED_OUT}
@@ -174,7 +168,7 @@ class Gate:
         return is_csrf_token(self._settings, cookie, token)
 
     async def _in_a_transaction(
-        self, scope: Scope, receive: Receive, answering: "_Answer", operator: Operator | None
+        self, scope: Scope, receive: Receive, answering: Answer, operator: Operator | None
     ) -> None:
         held: list[Message] = []
 
@@ -206,107 +200,6 @@ class Gate:
             ends = session.end_if_used(now, *lifetimes(self._settings, LoginKind.CONSOLE))
             await crud_login_sessions.note_use(db, session.id, now, ends)
 
-    async def _say(self, scope: Scope, answering: "_Answer", status: int, text: str) -> None:
+    async def _say(self, scope: Scope, answering: Answer, status: int, text: str) -> None:
         response = self._refuse(Request(scope), status, text)
-        await response(scope, _replaying(b""), answering.send)
-
-
-class _Answer:
-    """An answer on its way out, with the headers of all of them."""
-
-    def __init__(self, send: Send, headers: list[RawHeader], *, secure: bool, cookies: bool) -> None:
-        """`cookies`: whether it may change any. What refreshes a part of a page must not use up a flash message."""
-        self._send = send
-        self._headers = headers
-        self._cookies: list[RawHeader] = []
-        self._secure = secure
-        self._sets_cookies = cookies
-        self.is_public = False
-
-    def set_cookie(self, name: str, value: str) -> None:
-        response = Response()
-        response.set_cookie(name, value, path="/", secure=self._secure, httponly=True, samesite="lax")
-        self._cookies += [pair for pair in response.raw_headers if pair[0] == b"set-cookie"]
-
-    async def send(self, message: Message) -> None:
-        if message["type"] == "http.response.start":
-            kept_by_all = self.is_public and message["status"] in {200, 206, 304}
-            policy = b"public, max-age=3600" if kept_by_all else b"no-store"
-            message = with_headers(message, *self._headers, (b"cache-control", policy))
-            own = {value.partition(b"=")[0] for name, value in message["headers"] if name == b"set-cookie"}
-            message["headers"] += [pair for pair in self._cookies if pair[1].partition(b"=")[0] not in own]
-            kept = [pair for pair in message["headers"] if self._sets_cookies or pair[0] != b"set-cookie"]
-            message["headers"] = [self._secured(pair) for pair in kept]
-        await self._send(message)
-
-    def _secured(self, pair: RawHeader) -> RawHeader:
-        """The library's own cookies: it goes by the scheme, which a proxy hides."""
-        name, value = pair
-        if self._secure and name == b"set-cookie" and b"; secure" not in value.lower():
-            return name, value + b"; Secure"
-        return pair
-
-
-@dataclass(frozen=True, slots=True)
-class _Origin:
-    """Where a request comes from, as far as a browser tells."""
-
-    site: str | None
-    mode: str | None
-    origin: str | None
-    host: str | None
-
-    @classmethod
-    def of(cls, request: Request) -> Self:
-        names = ("Sec-Fetch-Site", "Sec-Fetch-Mode", "Origin", "Host")
-        return cls(*(request.headers.get(name) for name in names))
-
-    @property
-    def is_own(self) -> bool:
-        """Whether it can be a page of this very host, or a person, who asks (W3C's Fetch Metadata).
-
-        Not another host of the same site, and none that CORS lets ask the API.
-        """
-        if self.site is not None:
-            return self.site in {"same-origin", "none"}
-        try:
-            return self.origin is None or urlsplit(self.origin).netloc == self.host
-        except ValueError:
-            return False
-
-    @property
-    def is_navigation(self) -> bool:
-        """Whether somebody has followed a link, and no script reads what is answered."""
-        return self.mode == "navigate"
-
-
-class _Paths:
-    """A router whose addresses are paths."""
-
-    def __init__(self, router: Router) -> None:
-        self._router = router
-
-    def url_path_for(self, name: str, /, **path_params: Any) -> URLPath:
-        return URLPath(str(self._router.url_path_for(name, **path_params)))
-
-
-def _with_paths_for_addresses(scope: Scope) -> Scope:
-    """What builds an address goes by the Host header, which is the caller's, and by a scheme that is wrong behind a
-    proxy. In this scope there is neither."""
-    return {
-        **scope,
-        "server": None,
-        "headers": [pair for pair in scope["headers"] if pair[0] != b"host"],
-        "query_string": _ORIGIN.sub(lambda found: _CONTROL.sub(b"", found[1]), scope["query_string"]),
-        "router": _Paths(scope["router"]),
-    }
-
-
-def _replaying(body: bytes) -> Receive:
-    """Gives a body that was read already."""
-    messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
-
-    async def receive() -> Message:
-        return messages.pop() if messages else {"type": "http.disconnect"}
-
-    return receive
+        await response(scope, replaying(b""), answering.send)

@@ -10,10 +10,10 @@ from starlette.templating import Jinja2Templates
 from starlette_admin.auth import AdminUser, BaseAuthProvider
 from starlette_admin.helpers import safe_redirect_url
 
-from app.admin.cookie import cookie_name, create_cookie
+from app.admin.cookie import create_cookie, drop_cookie, put_cookie
 from app.api.dependencies import get_client
 from app.api.sign_in import WrongCredentials, sign_in
-from app.core.config import EnvironmentOption, Settings, environment_of
+from app.core.config import Settings
 from app.core.db.database import transaction
 from app.core.passwords import HashingBusy
 from app.core.utils.rate_limit import Limiter, RateLimited, limit_as
@@ -74,14 +74,7 @@ class Provider(BaseAuthProvider):
         except HashingBusy as busy:
             return self._form(request, str(busy.detail), busy.status_code)
         response = RedirectResponse(wanted, 303)
-        response.set_cookie(
-            cookie_name(self._settings),
-            create_cookie(self._settings, session.id, session.salt),
-            path="/",
-            secure=self._is_secure,
-            httponly=True,
-            samesite="lax",
-        )
+        put_cookie(response, self._settings, create_cookie(self._settings, session.id, session.salt))
         return response
 
     async def _count(self, request: Request) -> None:
@@ -103,14 +96,8 @@ class Provider(BaseAuthProvider):
                 console=True,
             )
         response = RedirectResponse(str(request.url_for("admin:login")), 303)
-        response.delete_cookie(
-            cookie_name(self._settings), path="/", secure=self._is_secure, httponly=True, samesite="lax"
-        )
+        drop_cookie(response, self._settings)
         return response
 
     def _form(self, request: Request, error: str | None = None, status: int = 200) -> Response:
         return self._templates.TemplateResponse(request, "login.html", {"error": error}, status_code=status)
-
-    @property
-    def _is_secure(self) -> bool:
-        return environment_of(self._settings) is not EnvironmentOption.LOCAL
