@@ -11,8 +11,6 @@ os.environ.update(
     POSTGRES_PASSWORD="a test's own database password",
     POSTGRES_SERVER="127.0.0.1",
     ENVIRONMENT="local",
-    # uvloop was once seen to wait for ever in `close()`, in libuv's io_uring code. Tests close many loops.
-    UV_USE_IO_URING="0",
     DEFAULT_RATE_LIMIT_LIMIT="1000000",  # Tests ask much; those about the limit set their own.
 )
 

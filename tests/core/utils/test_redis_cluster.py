@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -16,6 +16,7 @@ from app.core.utils.redis_link import link as redis_link
 from app.core.utils.redis_link import nodes as cluster_nodes
 from scripts.embedded import Valkey, free_port
 from tests.core.utils.test_redis_link import SECRET, FakeServer, bulk, nothing_unseen, takes, until
+from tests.event_loops import anyio_backend  # noqa: F401 -- a fixture
 from tests.redis_topologies import Node, RedisCluster, patiently
 
 pytestmark = pytest.mark.anyio
@@ -25,11 +26,6 @@ COUNT_THE_FIRST = Script("redis.call('EXISTS', KEYS[2]) return redis.call('INCR'
 PROMPT = 0.6  # seconds; a busy machine takes most of it
 SOON = 15.0  # seconds; a failover takes about two
 SUBJECTS = [f"rate:{{user:{number}}}:log" for number in range(60)]
-
-
-@pytest.fixture(scope="module", params=[False, True], ids=["asyncio", "uvloop"])
-def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, bool]]:
-    return "asyncio", {"use_uvloop": request.param}
 
 
 @pytest.fixture(autouse=True)
@@ -702,6 +698,40 @@ async def test_who_is_sent_elsewhere_during_a_close_opens_nothing_new(patient: N
         assert asyncio.all_tasks() == tasks
 
 
+@pytest.mark.parametrize("turns", range(8))
+async def test_a_close_while_it_parts_with_a_node_leaves_nothing_behind(
+    patient: None, monkeypatch: pytest.MonkeyPatch, turns: int
+) -> None:
+    monkeypatch.setattr(cluster_nodes, "LOOK", 0.02)
+    async with FakeCluster() as (one, two):
+        tasks = asyncio.all_tasks()
+        link = ClusterLink(cluster_url(one), "test")
+        await link.open()
+        closing = after_a_takeover(link, turns, link.close)
+        take_over(one, two)
+        await until(lambda: closing)
+        await closing[0]
+        assert asyncio.all_tasks() == tasks
+        await until(lambda: open_connections(one, two) == 0)
+
+
+@pytest.mark.parametrize("turns", range(8))
+async def test_who_goes_while_a_node_is_parted_with_does_not_keep_it(patient: None, turns: int) -> None:
+    async with FakeCluster() as (one, two), opened(cluster_url(one)) as link:
+
+        async def go() -> None:
+            looking.cancel()
+
+        going = after_a_takeover(link, turns, go)
+        take_over(one, two)
+        looking = asyncio.create_task(link.parts(anew=True))
+        await asyncio.wait([looking])
+        await going[0]
+        await link.parts(anew=True)
+        await until(lambda: open_connections(one) == 0)
+        assert await link.call(COUNT, "a") == b"1"
+
+
 async def test_a_link_that_was_never_opened_can_be_closed() -> None:
     link = ClusterLink(f"redis+cluster://127.0.0.1:{free_port()}", "test")
     with pytest.raises(LinkDown):
@@ -747,3 +777,36 @@ class FakeCluster:
 
 def cluster_url(node: FakeServer) -> str:
     return f"redis+cluster://127.0.0.1:{node.port}"
+
+
+def take_over(old: FakeServer, new: FakeServer) -> None:
+    """The latter holds everything from now on."""
+    for node in (old, new):
+        node.answer = answering(slots_of(bulk(b"127.0.0.1"), new.port))
+
+
+def after_a_takeover(
+    link: ClusterLink, turns: int, action: Callable[[], Coroutine[Any, Any, None]]
+) -> list[asyncio.Task[None]]:
+    """Has this done so many turns of the loop after the link has found a new primary, and begun to part with the old.
+
+    Returns: what becomes the task that does it.
+    """
+    tasks: list[asyncio.Task[None]] = []
+
+    async def act() -> None:
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        await action()
+
+    def on_change(up: bool) -> None:
+        if not up and not tasks:
+            tasks.append(asyncio.create_task(act()))
+
+    link.on_change(on_change)
+    return tasks
+
+
+def open_connections(*nodes: FakeServer) -> int:
+    """As they see it."""
+    return sum(not connection.transport.is_closing() for node in nodes for connection in node.connections)

@@ -19,6 +19,7 @@ from structlog.testing import capture_logs
 from app.core.utils.redis_link import Link, LinkDown, Refused, Script
 from app.core.utils.redis_link import link as redis_link
 from scripts.embedded import Valkey, free_port, scratch_folder
+from tests.event_loops import anyio_backend  # noqa: F401 -- a fixture
 
 pytestmark = pytest.mark.anyio
 
@@ -27,12 +28,6 @@ AT_ONCE = 0.2  # seconds; a busy machine takes part of it
 SECRET = "hunter2-long-and-secret"
 Client = Any  # redis-py's types leave open whether one has to await.
 TWICE = Script("return ARGV[1] .. ARGV[1]")
-
-
-@pytest.fixture(scope="module", params=[False, True], ids=["asyncio", "uvloop"])
-def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, bool]]:
-    """Both event loops: they differ in how they connect, close and tell the time."""
-    return "asyncio", {"use_uvloop": request.param}
 
 
 @asynccontextmanager
@@ -612,6 +607,40 @@ async def test_a_link_that_is_closed_while_it_hangs_stays_closed(brisk: None, we
         await asyncio.sleep(0.15)
         assert not link.up
         assert server.connected == 1
+
+
+@pytest.mark.parametrize("turns", range(5))
+async def test_a_close_that_is_cut_off_leaves_no_connection(turns: int) -> None:
+    async with FakeServer() as server:
+        link = Link(server.url, "test")
+        await link.open()
+        closing = asyncio.create_task(link.close())
+        for _ in range(turns + 1):
+            await asyncio.sleep(0)
+        closing.cancel()
+        await asyncio.wait([closing])
+        await until(lambda: server.connections[0].transport.is_closing())
+        assert not link.up
+        assert server.connected == 1
+
+
+async def test_a_close_just_after_connecting_leaves_no_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is left to do then is to say goodbye to the sentinels."""
+    goodbyes: list[object] = []
+
+    async def say_goodbye(pool: object) -> None:
+        goodbyes.append(pool)
+        if len(goodbyes) == 1:
+            await asyncio.sleep(PATIENT)
+
+    monkeypatch.setattr(redis_link, "forget_sentinels", say_goodbye)
+    async with FakeServer() as server:
+        link = Link(server.url, "test")
+        opening = asyncio.create_task(link.open())
+        await until(lambda: goodbyes)
+        await link.close()
+        await opening
+        await until(lambda: server.connections[0].transport.is_closing())
 
 
 async def test_a_link_that_was_never_opened_can_be_closed() -> None:

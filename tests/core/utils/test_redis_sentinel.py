@@ -12,6 +12,7 @@ from app.core.utils.redis_link import AnyLink, Link, LinkDown, LinkError, Refuse
 from app.core.utils.redis_link import link as redis_link
 from scripts.embedded import Valkey, free_port, scratch_folder
 from tests.core.utils.test_redis_link import PATIENT, SECRET, FakeServer, bulk, nothing_unseen, opened, takes, until
+from tests.event_loops import anyio_backend  # noqa: F401 -- a fixture
 from tests.redis_topologies import SERVICE, Node, Watched, patiently, watched_by_sentinels
 
 pytestmark = pytest.mark.anyio
@@ -19,11 +20,6 @@ pytestmark = pytest.mark.anyio
 COUNT = Script("return redis.call('INCR', KEYS[1])")
 PROMPT = 0.6  # seconds; a busy machine takes most of it
 SOON = 15.0  # seconds; a failover takes about two
-
-
-@pytest.fixture(scope="module", params=[False, True], ids=["asyncio", "uvloop"])
-def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, bool]]:
-    return "asyncio", {"use_uvloop": request.param}
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,7 @@ from app.core.utils.redis_link import subscription
 from app.core.utils.redis_link.subscription import Subscription
 from scripts.embedded import Valkey, free_port, scratch_folder
 from tests.core.utils.test_redis_link import SECRET, FakeServer, nothing_unseen, takes, until
+from tests.event_loops import anyio_backend  # noqa: F401 -- a fixture
 from tests.redis_topologies import Node, RedisCluster, Watched, redis_cluster, watched_by_sentinels
 
 pytestmark = pytest.mark.anyio
@@ -21,11 +22,6 @@ PROMPT = 0.6  # seconds; a busy machine takes most of it
 SOON = 15.0  # seconds; a failover takes about two
 
 Client = Any  # redis-py's types leave open whether one has to await.
-
-
-@pytest.fixture(scope="module", params=[False, True], ids=["asyncio", "uvloop"])
-def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, bool]]:
-    return "asyncio", {"use_uvloop": request.param}
 
 
 @pytest.fixture(scope="module")

@@ -106,9 +106,11 @@ class Link(asyncio.Protocol):
             self._closed = True
             self._first_try.set()
             self._keeper.cancel()
-            await asyncio.wait([self._keeper], timeout=CONNECT_TIMEOUT)
-            await forget_sentinels(self._pool)
-        self._abort("closed", expected=True)
+            try:
+                await asyncio.wait([self._keeper], timeout=CONNECT_TIMEOUT)
+                await forget_sentinels(self._pool)
+            finally:  # Whoever closes it may be cancelled meanwhile.
+                self._abort("closed", expected=True)
 
     def on_change(self, listener: Listener, key: Word | None = None) -> None:
         """Has this called with True whenever the link comes up, and with False whenever it goes down.
@@ -329,13 +331,14 @@ class Link(asyncio.Protocol):
         self._lost.clear()
         connection = self._pool.make_connection()  # type: ignore[no-untyped-call]
         try:
-            async with asyncio.timeout(CONNECT_TIMEOUT):
-                await connection.connect()
+            try:
+                async with asyncio.timeout(CONNECT_TIMEOUT):
+                    await connection.connect()
+            finally:
+                await forget_sentinels(self._pool)
         except BaseException:
             await connection.disconnect(nowait=True)
             raise
-        finally:
-            await forget_sentinels(self._pool)
         self._server = getattr(connection, "host", None), getattr(connection, "port", None)
         self._reader = hiredis.Reader()
         self._writer = connection._writer  # Kept, since it closes the transport when it is collected.

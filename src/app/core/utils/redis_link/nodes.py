@@ -38,6 +38,7 @@ class Nodes:
         self._options = {"socket_connect_timeout": CONNECT_TIMEOUT, **address.options}
         self._links: dict[Host, Link] = {}
         self._opening: dict[Host, asyncio.Task[None]] = {}
+        self._parting: set[Link] = set()
         self._slots: list[Host | None] = [None] * SLOTS
         self._holders: set[Host] = set()
         self._listeners: list[tuple[Listener, int | None]] = []
@@ -231,5 +232,8 @@ class Nodes:
         return ConnectionPool(**{**self._options, "host": host[0], "port": host[1]})
 
     async def _part(self, hosts: list[Host]) -> None:
-        links = [self._links.pop(host) for host in hosts]
+        """Closes the links to these, and those that a look which was cut off has not got round to."""
+        self._parting |= {self._links.pop(host) for host in hosts}
+        links = set(self._parting)
         await asyncio.gather(*(link.close() for link in links))
+        self._parting -= links
