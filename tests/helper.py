@@ -1,18 +1,20 @@
 """Builders: one for each thing a test needs to be there."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from datetime import timedelta
 from itertools import count
 from typing import Any
 from uuid import UUID, uuid5
 
+import pytest
 from sqlalchemy import Engine, event, select, text
 from sqlmodel import SQLModel
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from app.core.config import Settings
+from app.core.db import direct
 from app.core.db.models import utc_now
 from app.core.db.outbox import ANY_DUE
 from app.core.security import create_access_token
@@ -104,14 +106,21 @@ async def until_waited_for(db: AsyncSession) -> None:
 def counted_statements() -> Iterator[list[str]]:
     """Every statement that is sent to PostgreSQL meanwhile, by this process; but for those that come with time."""
     statements: list[str] = []
+    fetch = direct.fetch
 
     def note(connection: Any, cursor: Any, statement: str, *_: Any) -> None:
         if statement not in {ANY_DUE.text, FINGERPRINT.text}:
             statements.append(statement)
 
+    async def noted(connection: Any, statement: str, values: Sequence[Any]) -> list[Any]:
+        statements.append(statement)
+        return await fetch(connection, statement, values)
+
     event.listen(Engine, "before_cursor_execute", note)
     try:
-        yield statements
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(direct, "fetch", noted)
+            yield statements
     finally:
         event.remove(Engine, "before_cursor_execute", note)
 

@@ -10,6 +10,7 @@ from sqlalchemy.orm.attributes import flag_modified
 from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
+from app.core.db.direct import Question, detached
 from app.core.db.models import utc_now
 from app.core.exceptions.http_exceptions import Conflict, NotFound, Problem
 from app.core.schemas import Page
@@ -35,15 +36,25 @@ class EmailTaken(Conflict):
 
 # Built once: to build them anew, with the key that SQLAlchemy finds their text by, takes longer than to run them.
 _ALIVE: Final = col(User.is_deleted).is_(False)
-_SIGNED_IN: Final = select(User).where(
-    col(User.uuid) == bindparam("user_uuid"),
-    _ALIVE,
-    crud_login_sessions.lives_for(bindparam("session_id")),
-    password_is_good(),
-    ~crud_token_blacklist.holds(bindparam("jti")),
+_SIGNED_IN: Final = Question(
+    select(User).where(
+        col(User.uuid) == bindparam("user_uuid"),
+        _ALIVE,
+        crud_login_sessions.lives_for(bindparam("session_id")),
+        password_is_good(),
+        ~crud_token_blacklist.holds(bindparam("jti")),
+    )
 )
-_COUNT: Final = select(func.count()).select_from(User).where(_ALIVE)
-_PAGE: Final = select(User).where(_ALIVE).order_by(col(User.id)).offset(bindparam("offset")).limit(bindparam("limit"))
+_NAMED: Final = Question(select(User).where(col(User.username) == bindparam("username"), _ALIVE))
+_TOTAL: Final = select(func.count().label("total")).select_from(User).where(_ALIVE)
+_COUNT: Final = Question(_TOTAL)
+_PAGE: Final = Question(
+    select(User, _TOTAL.scalar_subquery().label("total"))
+    .where(_ALIVE)
+    .order_by(col(User.id))
+    .offset(bindparam("offset"))
+    .limit(bindparam("limit"))
+)
 
 
 class CRUDUser(CRUDBase[User]):
@@ -67,6 +78,11 @@ class CRUDUser(CRUDBase[User]):
         """The user of this name."""
         return await self._first(db, col(User.username) == username, self._alive)
 
+    async def look_up(self, db: AsyncSession, username: str) -> User | None:
+        """The same to look at, in no session."""
+        found = await _NAMED.first(db, username=username)
+        return None if found is None else detached(User, found)
+
     async def get_by_username_with_deleted(self, db: AsyncSession, username: str) -> User | None:
         """The user of this name, even when deleted."""
         return await self._first(db, col(User.username) == username)
@@ -81,8 +97,8 @@ class CRUDUser(CRUDBase[User]):
         """The user an access token names, unless their login has ended, with a temporary password or otherwise, or the
         token is revoked: one query for all.
         """
-        values = {"user_uuid": user_uuid, "session_id": session_id, "jti": jti}
-        return (await db.exec(_SIGNED_IN, params=values)).first()
+        found = await _SIGNED_IN.first(db, user_uuid=user_uuid, session_id=session_id, jti=jti)
+        return None if found is None else detached(User, found)
 
     def good_hash(self, user: User | None) -> str | None:
         """What a password that was given is compared with; None for nobody, and when a temporary one has expired."""
@@ -137,9 +153,10 @@ class CRUDUser(CRUDBase[User]):
 
     async def page_of_users(self, db: AsyncSession, paging: Paging) -> Page[User]:
         """One page of users."""
-        total = (await db.exec(_COUNT)).one()
-        rows = await db.exec(_PAGE, params={"offset": paging.offset, "limit": paging.items_per_page})
-        return paging.page_of(list(rows), total)
+        found = await _PAGE.all(db, offset=paging.offset, limit=paging.items_per_page)
+        counted = found or await _COUNT.all(db)  # Past the last page there is no row to say it.
+        total: int = counted[0]["total"]
+        return paging.page_of([detached(User, row) for row in found], total)
 
     async def soft_delete(self, db: AsyncSession, user: User) -> None:
         """Deletes a user but keeps the row, so that name and address stay taken. Leaves their tier free to go."""

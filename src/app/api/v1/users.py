@@ -22,7 +22,6 @@ from app.api.dependencies import (
     UserDep,
     UsernameInPath,
     UserToErase,
-    get_user,
 )
 from app.core.db.database import reading
 from app.core.exceptions.http_exceptions import Forbidden, Unauthorized
@@ -84,7 +83,10 @@ async def read_users(viewer: OptionalUser, paging: PagingDep, db: ReadingSession
 async def read_user(username: UsernameInPath, sees_all: SeesAll) -> UserRead | UserPublic:
     """Read a profile: all of it for the user and superusers, the public part for others."""
     async with reading() as db:
-        return (UserRead if sees_all else UserPublic).model_validate(await get_user(username, db))
+        user = await crud_users.look_up(db, username)
+    if user is None:
+        raise UserNotFound
+    return (UserRead if sees_all else UserPublic).model_validate(user)
 
 
 @router.patch(

@@ -97,15 +97,19 @@ def open_database(settings: PostgresSettings, *, pool_size: int | None = None, t
     return engine
 
 
+class Reader(AsyncSession):
+    """What `reading` opens: each statement is a transaction of its own."""
+
+
 class _OneTransaction(AsyncSession):
-    """What `reading` opens where PgBouncer is in between: a statement alone takes two steps, which have to be one."""
+    """What it opens where PgBouncer is in between: a statement alone takes two steps, which have to be one."""
 
 
 def _readers_of(engine: AsyncEngine) -> async_sessionmaker[AsyncSession]:
     if shares_connections(engine):
         return async_sessionmaker(engine, class_=_OneTransaction, expire_on_commit=False)
     return async_sessionmaker(
-        engine.execution_options(isolation_level="AUTOCOMMIT"), class_=AsyncSession, expire_on_commit=False
+        engine.execution_options(isolation_level="AUTOCOMMIT"), class_=Reader, expire_on_commit=False
     )
 
 
@@ -143,10 +147,7 @@ async def async_get_db() -> AsyncIterator[AsyncSession]:
         raise DatabaseUnavailable from error
     finally:
         _open.set(tuple(other for other in _open.get() if other is not db))
-        if db.in_transaction():
-            await asyncio.shield(asyncio.create_task(db.close()))
-        else:
-            db.sync_session.close()  # Nothing to wait for.
+        await _close(db)
 
 
 transaction = asynccontextmanager(async_get_db)  # the same for a job or a script: `async with transaction() as db:`
@@ -241,13 +242,23 @@ def reader_of(engine: AsyncEngine) -> Callable[[], AbstractAsyncContextManager[A
 
 @asynccontextmanager
 async def _read(readers: async_sessionmaker[AsyncSession]) -> AsyncIterator[AsyncSession]:
+    db = readers()
     try:
-        async with readers() as db:
-            yield db
-            if isinstance(db, _OneTransaction):
-                await db.commit()
+        yield db
+        if isinstance(db, _OneTransaction):
+            await db.commit()
     except PoolTimeoutError as error:
         raise DatabaseUnavailable from error
+    finally:
+        await _close(db)
+
+
+async def _close(db: AsyncSession) -> None:
+    """Closes a session, whoever is cancelled meanwhile; at once when it has no connection to give back."""
+    if db.in_transaction():
+        await asyncio.shield(asyncio.create_task(db.close()))
+    else:
+        db.sync_session.close()
 
 
 def violated_constraint(error: IntegrityError) -> str | None:
