@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # gunicorn itself adds it later.
 from app.core.config import Settings, environment_of
 from app.core.draining import LINGER
 from app.core.logger import configure_logging
+from app.core.memory import settle
 
 DRAIN_SECONDS = 10  # that open requests have, once there are no new ones
 CLOSE_SECONDS = 5  # for the app's connections to be closed after that
@@ -27,6 +28,7 @@ CLOSE_SECONDS = 5  # for the app's connections to be closed after that
 # Raises here, once, rather than in every worker; and not the cached ones, which workers would inherit.
 _settings = Settings()
 configure_logging(environment_of(_settings))
+settle()  # Workers are forks: what the collector writes to is no longer shared, 5 MB of each.
 
 
 class AppLogger(Logger):

@@ -1,6 +1,5 @@
 """The application: the one place where all parts meet."""
 
-import gc
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -11,17 +10,18 @@ from app.api import build_router
 from app.api.dependencies import get_current_superuser
 from app.core.config import environment_of, get_settings
 from app.core.logger import configure_logging
+from app.core.memory import settle, share_one_heap
 from app.core.setup import create_application
 
 settings = get_settings()
 configure_logging(environment_of(settings))
+share_one_heap()
 
 
 @asynccontextmanager
 async def settled(app: FastAPI) -> AsyncIterator[None]:
-    """What is loaded by now stays: the collector need not look through it again and again, at a fifth of all time."""
-    gc.collect()
-    gc.freeze()
+    """Runs inside of the app's own lifespan: by now everything is loaded and open."""
+    settle()
     yield
 
 

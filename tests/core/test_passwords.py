@@ -30,7 +30,8 @@ def test_what_the_account_gives_away_is_refused(password: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "password", [PASSWORD, "zx8 vq2 km4", "\u00fcber allen Gipfeln", "lovelace of the analytical engine"]
+    "password",
+    [PASSWORD, "zx8 vq2 km4", "password,12345678", "\u00fcber allen Gipfeln", "lovelace of the analytical engine"],
 )
 def test_anything_else_will_do(password: str) -> None:
     assert not is_common(password, "lovelace", "ada.lovelace@example.com")

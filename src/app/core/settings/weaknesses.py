@@ -13,6 +13,7 @@ from sqlalchemy import make_url
 
 from app.core.client_address import UNIX, Network, parse_network
 from app.core.keyring import parse_key
+from app.core.memory import forgetting
 from app.core.utils.redis_link.address import parse as parse_redis_url
 
 _EXAMPLES: Final = ("change", "secret", "example", "password", "postgres", "admin")
@@ -50,11 +51,12 @@ class Weakness(NamedTuple):
 
 def weaknesses(settings: object) -> list[Weakness]:
     """All of them, whatever the environment is; of the groups that the settings have."""
-    found = [
-        Weakness(name, f"{name} must not be an example, a default or guessable in production.")
-        for name, value in _secrets_in_use(settings)
-        if _WEAK[name](value)
-    ]
+    with forgetting("zxcvbn"):  # 13 MB
+        found = [
+            Weakness(name, f"{name} must not be an example, a default or guessable in production.")
+            for name, value in _secrets_in_use(settings)
+            if _WEAK[name](value)
+        ]
     return [*found, *_in_clear_text(settings), *_anybodys_word(settings)]
 
 
