@@ -105,19 +105,20 @@ class FaultProxy:
 
     async def _connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Leads one client to the server, until one of them closes."""
-        await self._passing.wait()
-        try:
-            there = await asyncio.open_connection(HOST, self.target)
-        except OSError:  # The server itself is away. It is too late to refuse.
-            _end(writer, with_reset=True)
-            return
-        with _closing(writer), _closing(there[1]):
-            ways = {asyncio.create_task(self._pass(*way)) for way in ((reader, there[1]), (there[0], writer))}
+        with _closing(writer):
+            await self._passing.wait()
             try:
-                await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
-            finally:
-                for way in ways:
-                    way.cancel()
+                there = await asyncio.open_connection(HOST, self.target)
+            except OSError:  # The server itself is away. It is too late to refuse.
+                _end(writer, with_reset=True)
+                return
+            with _closing(there[1]):
+                ways = {asyncio.create_task(self._pass(*way)) for way in ((reader, there[1]), (there[0], writer))}
+                try:
+                    await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+                finally:
+                    for way in ways:
+                        way.cancel()
 
     async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Passes on one direction, in order, until its end. A side that was reset has ended."""

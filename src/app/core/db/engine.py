@@ -13,7 +13,8 @@ from app.core.exceptions.http_exceptions import ServiceUnavailable
 from app.core.tracing import trace_engine
 
 CONNECT_TIMEOUT = 3.0  # seconds
-COMMAND_TIMEOUT = 5.0  # seconds, for one statement: nobody who asked over HTTP waits longer
+COMMAND_TIMEOUT = 5.0  # seconds, for one statement: nobody who asked over HTTP waits longer, but for the closing
+CLOSE_TIMEOUT = 0.5  # seconds in which a connection is closed; a statement that took too long is cancelled first
 POOL_TIMEOUT = 5.0  # seconds a request waits for a free connection
 
 # What a statement gets whose table was altered since it was prepared. The next one is prepared anew.
@@ -53,6 +54,7 @@ def create_engine(
             "async_creator_fn": _connect,
             "timeout": CONNECT_TIMEOUT,
             "command_timeout": COMMAND_TIMEOUT if time_limit else None,
+            "connection_class": _Connection,
             "server_settings": {"application_name": "slipway"},
             **_for_shared(settings),
         },
@@ -75,10 +77,21 @@ def shares_connections(engine: AsyncEngine) -> bool:
     return bool(engine.get_execution_options().get(_SHARED))
 
 
+class _Connection(asyncpg.Connection):  # type: ignore[misc]  # it ships no types
+    """Is closed soon, even when the server says nothing any more.
+
+    SQLAlchemy closes one whose statement took too long before it raises, and would wait for 2 seconds.
+    """
+
+    async def close(self, *, timeout: float | None = None) -> None:  # noqa: ASYNC109 -- asyncpg's own parameter
+        """asyncpg's, which has the server stop what it still does. Raises: TimeoutError when it does not say so."""
+        await super().close(timeout=CLOSE_TIMEOUT if timeout is None else min(timeout, CLOSE_TIMEOUT))
+
+
 # ---- Behind PgBouncer, in transaction mode ----
 
 
-class _SharedConnection(asyncpg.Connection):  # type: ignore[misc]  # it ships no types
+class _SharedConnection(_Connection):
     """Asks for what it does in two steps in a transaction: the second step could go to another connection."""
 
     async def set_type_codec(self, *args: Any, **kwargs: Any) -> None:
@@ -113,10 +126,14 @@ def _raise_if_unavailable(context: ExceptionContext) -> None:
     error = context.original_exception
     if isinstance(error, asyncio.CancelledError):
         return  # By a time limit, or since nobody waits any more. SQLAlchemy takes it for a lost connection.
-    state = getattr(error, "sqlstate", None) or ""
-    transient = state.startswith(_TRANSIENT) or type(error).__name__ == _OUTDATED
-    if context.is_disconnect or isinstance(error, TimeoutError) or transient:
+    if context.is_disconnect or is_transient(error):
         raise DatabaseUnavailable from error
+
+
+def is_transient(error: BaseException) -> bool:
+    """Whether the driver's error says "not now" rather than "not like this"."""
+    state = getattr(error, "sqlstate", None) or ""
+    return isinstance(error, TimeoutError) or state.startswith(_TRANSIENT) or type(error).__name__ == _OUTDATED
 
 
 def _replace_if_closed(connection: Any, *_: object) -> None:
