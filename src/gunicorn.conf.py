@@ -28,7 +28,6 @@ CLOSE_SECONDS = 5  # for the app's connections to be closed after that
 # Raises here, once, rather than in every worker; and not the cached ones, which workers would inherit.
 _settings = Settings()
 configure_logging(environment_of(_settings))
-settle()  # Workers are forks: what the collector writes to is no longer shared, 5 MB of each.
 
 
 class AppLogger(Logger):
@@ -49,6 +48,10 @@ graceful_timeout = int(_settings.SHUTDOWN_DELAY_SECONDS + LINGER + DRAIN_SECONDS
 # may take. While it finishes there are none.
 timeout = 60
 keepalive = 5  # seconds that an idle connection is kept; proxies have to close theirs earlier
+
+# Loaded once, before anything listens: nobody is accepted who would have to wait for it, and a worker that takes
+# another's place serves at once. A HUP brings neither new code nor new settings (docs/deploy.md).
+preload_app = True
 
 # A worker that leaks anything is replaced before it matters, and not all at once.
 max_requests = 100_000
@@ -79,9 +82,10 @@ if not _folder or (Path(_folder).name.startswith("slipway-metrics-") and not Pat
 
 
 def when_ready(server: Any) -> None:
-    """With `--preload` the master has the app loaded, and serves nobody: its gauges are not among the workers'."""
+    """The master has the app loaded, and serves nobody: its gauges are not among the workers'."""
     for file in Path(_folder).glob(f"gauge_live*_{os.getpid()}.db"):
         file.unlink()
+    settle()  # Workers are forks: what the collector writes to is no longer shared, 10 MB of each.
 
 
 def post_worker_init(worker: Any) -> None:

@@ -48,6 +48,7 @@ def test_its_settings(settings: Settings, image: Image, monkeypatch: pytest.Monk
     found = printed(image, "-k", "uvicorn_worker.UvicornWorker")
     assert found["graceful_timeout"] == "23"  # 5, 3 for connections, 10 for requests, 5 to close
     assert found["control_socket_disable"] == "True"
+    assert found["preload_app"] == "True"  # Nobody is accepted who has to wait until it is loaded.
     assert found["forwarded_allow_ips"] == "[]"
     assert 0 < int(found["max_requests_jitter"]) < int(found["max_requests"])
     # While a worker finishes it gives no sign of life, after one that may be half of this time old.
