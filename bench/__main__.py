@@ -8,6 +8,7 @@ up, then all cases in turn, several rounds; medians of the ratios to the bare ro
 """
 
 import argparse
+import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,6 +17,7 @@ from pathlib import Path
 from bench.cases import CASES
 from bench.load import Asked, find_wrk
 from bench.machine import facts
+from bench.others import look_at, others
 from bench.report import GROWTH, LATEST, RESULTS, case_figures, table, write
 
 
@@ -23,10 +25,13 @@ def main(words: Sequence[str] | None = None) -> None:
     """Measures, prints a table, and writes the figures down. Raises: SystemExit."""
     given = _arguments().parse_args(words)
     find_wrk()
-    if given.growth:
-        _growth(given)
-    else:
-        _standard(given)
+    try:
+        if given.growth:
+            _growth(given)
+        else:
+            _standard(given)
+    except KeyboardInterrupt:  # What was started is stopped by now.
+        sys.exit(128 + signal.SIGINT)
 
 
 def _arguments() -> argparse.ArgumentParser:
@@ -37,7 +42,7 @@ def _arguments() -> argparse.ArgumentParser:
     found.add_argument("--url", help="another server, such as http://127.0.0.1:8000")
     found.add_argument("--path", action="append", help="with --url: what to ask it, such as /health; can be repeated")
     found.add_argument("--header", action="append", help="with --url: such as 'Authorization: Bearer ...'; repeatable")
-    found.add_argument("--method", default="GET", help="with --url")
+    found.add_argument("--method", help="with --url: GET, unless you say otherwise")
     found.add_argument("--growth", action="store_true", help="how cost grows")
     found.add_argument(
         "--quick", action="store_true", help="whether it works, in a minute; the figures are worth nothing"
@@ -49,18 +54,20 @@ def _arguments() -> argparse.ArgumentParser:
 
 
 def _standard(given: argparse.Namespace) -> None:
+    cases = tuple(case for case in CASES if not given.case or any(part in case.name for part in given.case))
+    if not cases:
+        raise SystemExit(f"--case: none has that in its name. There are: {', '.join(case.name for case in CASES)}.")
+    asked = _others(given)
     from bench import standard  # imports the app
 
-    cases = tuple(case for case in CASES if not given.case or any(part in case.name for part in given.case))
     extent = standard.QUICK if given.quick else standard.Extent()
     extent = replace(extent, rounds=given.rounds or extent.rounds, seconds=given.seconds or extent.seconds)
-    others = _others(given)
-    figures = standard.measure(extent, cases, others)
+    figures = standard.measure(extent, cases, asked)
     print(table(figures["cases"]))
     for part in ("memory_mb", "health_while_logging_in", "jobs"):
         for name, value in figures.get(part, {}).items():
             print(f"{part.replace('_', ' '):24} {name.replace('_', ' '):30} {value:10,.4g}")
-    whole = not (others or given.case or given.quick)
+    whole = not (asked or given.case or given.quick)
     if whole or given.out:
         print(f"Written to {write(LATEST, figures, given.out or RESULTS)}")
     if whole and (status := standard.console()):
@@ -68,22 +75,20 @@ def _standard(given: argparse.Namespace) -> None:
 
 
 def _others(given: argparse.Namespace) -> dict[str, Asked]:
-    """What the other server is asked. Raises: SystemExit for a header that is none."""
-    if not given.url:
+    """What the other server is asked, and answers. Raises: SystemExit when it does not, or when there is none."""
+    if given.url is None:
+        if given.path or given.header or given.method:
+            raise SystemExit("--path, --header and --method are about the server that --url names.")
         return {}
-    headers = {}
-    for header in given.header or ():
-        name, separator, value = header.partition(":")
-        if not separator:
-            raise SystemExit(f"--header {header!r}: a header is `Name: value`.")
-        headers[name.strip()] = value.strip()
-    base = given.url.rstrip("/")
-    return {
-        f"{base}{path}": Asked(f"{base}/{path.lstrip('/')}", given.method, headers) for path in given.path or ("/",)
-    }
+    found = others(given.url, given.path or ("/",), given.header or (), given.method or "GET")
+    for asked in found.values():
+        look_at(asked)
+    return found
 
 
 def _growth(given: argparse.Namespace) -> None:
+    if given.url is not None or given.case:
+        raise SystemExit("--growth has cases of its own, and no --url or --case.")
     from bench import growth  # imports the app
 
     users = growth.USERS[:2] if given.quick else growth.USERS

@@ -1,12 +1,12 @@
 """How cost grows: `make bench ARGS=--growth`. 1,000 to 1,000,000 users, 1 to 1,000 rules, 1 to 4 processes."""
 
-from collections.abc import Mapping
+from collections.abc import Collection
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Final
 
 from bench.cases import BARE, Case, requests
 from bench.cases import bare as asked_bare
-from bench.load import Asked
 from bench.people import USERNAME, People, add_rules, fill, sign_up
 from bench.ratios import Found, rounds
 from bench.servers import running, services
@@ -39,7 +39,7 @@ def grow(count: int, seconds: float, *, users: tuple[int, ...] = USERS) -> dict[
 def _with_users(users: int, people: People, count: int, seconds: float) -> dict[str, Found]:
     fill(users)
     last = Case(LAST_PAGE, f"users?items_per_page=10&page={max(1, users // 10)}")
-    return _measured((ME, PROFILE, FIRST_PAGE, last), people, count, seconds)
+    return _measured((ME, PROFILE, FIRST_PAGE, last), people, count, seconds, alone={FIRST_PAGE.name, LAST_PAGE})
 
 
 def _with_rules(rules: int, people: People, count: int, seconds: float) -> dict[str, Found]:
@@ -52,15 +52,23 @@ def _with_processes(processes: int, people: People, count: int, seconds: float) 
 
 
 def _measured(
-    cases: tuple[Case, ...], people: People, count: int, seconds: float, workers: int | None = None
+    cases: tuple[Case, ...],
+    people: People,
+    count: int,
+    seconds: float,
+    *,
+    workers: int | None = None,
+    alone: Collection[str] = (),
 ) -> dict[str, Found]:
+    """`alone`: asked by one connection. Of a million rows, 32 at once would wait too long for one of PostgreSQL's."""
     with ExitStack() as stack:
         bare = stack.enter_context(running("bench.bare:app", workers=workers))
         app = stack.enter_context(running("src.app.main:app", workers=workers))
         uncached = app
         if not all(case.cached for case in cases):
             uncached = stack.enter_context(running("bench.uncached:app", workers=workers))
-        asked: Mapping[str, Asked] = {BARE: asked_bare(bare), **requests(cases, app, uncached, people)}
+        asked = {BARE: asked_bare(bare), **requests(cases, app, uncached, people)}
+        asked |= {name: replace(asked[name], connections=1) for name in alone}
         return rounds(asked, BARE, count=count, seconds=seconds)
 
 

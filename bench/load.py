@@ -23,6 +23,7 @@ class Asked:
         url: all of it.
         body: of a form, or nothing.
         pid: the process that answers, where that is known.
+        connections: how many ask at once.
     """
 
     url: str
@@ -30,6 +31,7 @@ class Asked:
     headers: Mapping[str, str] = field(default_factory=dict)
     body: str | None = None
     pid: int | None = None
+    connections: int = CONNECTIONS
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +57,17 @@ def find_wrk() -> str:
     return found
 
 
-def command(asked: Asked, seconds: float, connections: int = CONNECTIONS) -> list[str]:
+def command(asked: Asked, seconds: float) -> list[str]:
     """wrk's command line."""
-    words = [find_wrk(), "-t1", f"-c{connections}", f"-d{max(1, round(seconds))}s", "--latency", "--timeout", "10s"]
+    words = [
+        find_wrk(),
+        "-t1",
+        f"-c{asked.connections}",
+        f"-d{max(1, round(seconds))}s",
+        "--latency",
+        "--timeout",
+        "10s",
+    ]
     words += [word for name, value in asked.headers.items() for word in ("-H", f"{name}: {value}")]
     if asked.method == "GET" and asked.body is None:
         return [*words, asked.url]
@@ -65,10 +75,10 @@ def command(asked: Asked, seconds: float, connections: int = CONNECTIONS) -> lis
     return [*words, "-s", str(ROOT / "bench" / "post.lua"), asked.url, "--", asked.method, *form]
 
 
-def load(asked: Asked, seconds: float, connections: int = CONNECTIONS) -> Measured:
+def load(asked: Asked, seconds: float) -> Measured:
     """Repeats a request for so many seconds. Raises: SystemExit when anything is not answered with 2xx or 3xx."""
     before = _computed(asked)
-    done = subprocess.run(command(asked, seconds, connections), check=False, capture_output=True, text=True)
+    done = subprocess.run(command(asked, seconds), check=False, capture_output=True, text=True)
     after = _computed(asked)
     if done.returncode:
         raise SystemExit(f"{asked.url}: {done.stdout}{done.stderr}")
@@ -83,9 +93,11 @@ def parse(shown: str, url: str, computed: float | None = None) -> Measured:
     """What wrk has printed. `computed`: seconds, by the server. Raises: SystemExit when requests failed."""
     rate = re.search(r"Requests/sec:\s+([\d.]+)", shown)
     latency = dict(re.findall(r"^\s+(50|99)%\s+([\d.]+(?:us|ms|s|m|h)) *$", shown, re.M))
-    if "Non-2xx" in shown or "Socket errors" in shown or rate is None or len(latency) != 2 or not float(rate[1]):
-        raise SystemExit(f"{url}: {shown}")
-    requests = int(re.findall(r"^\s+(\d+) requests in", shown, re.M)[0])
+    requests = int(next(iter(re.findall(r"^\s+(\d+) requests in", shown, re.M)), 0))
+    if failed := re.findall(r"^\s+((?:Non-2xx|Socket errors).*)$", shown, re.M):
+        raise SystemExit(f"{url}: not all was answered as it should be. Of {requests} answers: {'; '.join(failed)}.")
+    if rate is None or len(latency) != 2 or not requests:
+        raise SystemExit(f"{url}: no answer within the time that each case has.")
     cpu = None if computed is None or not requests else computed / requests * 1e6
     return Measured(float(rate[1]), _milliseconds(latency["50"]), _milliseconds(latency["99"]), cpu)
 

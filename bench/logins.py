@@ -3,6 +3,7 @@
 import http.client
 import subprocess
 import time
+from dataclasses import replace
 from statistics import quantiles
 from typing import Final
 from urllib.parse import urlsplit
@@ -20,7 +21,10 @@ def health_while_logging_in(address: str, login: Asked, seconds: float) -> dict[
     Raises: SystemExit when a login or a look fails.
     """
     with subprocess.Popen(
-        command(login, seconds + 2, LOGINS), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        command(replace(login, connections=LOGINS), seconds + 2),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     ) as wrk:
         try:
             time.sleep(1)  # until they are under way

@@ -37,16 +37,17 @@ def case_figures(found: Mapping[str, Found], counted: Mapping[str, Mapping[str, 
 
 def table(cases: Mapping[str, Mapping[str, Any]]) -> str:
     """The cases' figures in lines."""
-    head = f"{'':30} {'requests/s':>10} {'ratio':>6} {'target':>6} {'aim':>6} {'p50 ms':>8} {'p99 ms':>8} {'CPU us':>7}"
-    head += f" {'SQL':>4} {'Valkey':>6}"
-    return "\n".join([head, *(_line(name, one) for name, one in cases.items())])
+    width = max([30, *map(len, cases)])
+    head = f"{'':{width}} {'requests/s':>10} {'ratio':>6} {'target':>6} {'aim':>6} {'p50 ms':>8} {'p99 ms':>8}"
+    head += f" {'CPU us':>7} {'SQL':>4} {'Valkey':>6}"
+    return "\n".join([head, *(_line(f"{name:{width}}", one) for name, one in cases.items())])
 
 
 def _line(name: str, one: Mapping[str, Any]) -> str:
     wanted = " ".join(f"{_or_blank(one.get(key), '.2f'):>6}" for key in ("first_target", "aim"))
     counted = f"{_or_blank(one.get('sql_statements')):>4} {_or_blank(one.get('valkey_round_trips')):>6}"
     return (
-        f"{name:30} {one['requests_per_second']:10,.0f} {one['ratio']:6.2f} {wanted}"
+        f"{name} {one['requests_per_second']:10,.0f} {one['ratio']:6.2f} {wanted}"
         f" {one['p50_ms']:8.2f} {one['p99_ms']:8.2f} {_or_blank(one.get('cpu_us'), '.0f'):>7} {counted}"
     )
 

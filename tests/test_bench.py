@@ -1,19 +1,24 @@
 """`make bench`: its arithmetic, what it says when wrk is missing, and one run in earnest, of seconds."""
 
 import json
+import shlex
 import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from bench.__main__ import main
 from bench.load import MISSING, Asked, Measured, command, parse
+from bench.others import look_at, others
 from bench.page import page
 from bench.ratios import median_of, rounds
 from bench.report import case_figures
+from bench.servers import server
 from bench.summary import verdict
 from bench.wire import Counts, PostgresReader, ValkeyReader
 
+from scripts.embedded import free_port
 from tests.processes import BIN, ROOT
 
 SHOWN = """Running 5s test @ http://127.0.0.1:1/bare
@@ -62,6 +67,59 @@ def test_wrk_is_read_in_all_of_its_units() -> None:
 def test_a_load_of_which_anything_failed_is_no_measurement(problem: str) -> None:
     with pytest.raises(SystemExit, match="it"):
         parse(SHOWN + problem, "it")
+
+
+def test_a_load_without_an_answer_is_no_measurement() -> None:
+    with pytest.raises(SystemExit, match="no answer"):
+        parse(SHOWN.replace("50000 requests in", "0 requests in"), "it")
+
+
+# ---- Somebody else's server ----
+
+
+def test_what_another_server_is_asked() -> None:
+    found = others("http://x:1/api/", ["/a?b=c", "d"], ["A: b:c"], "post")
+    assert list(found) == ["http://x:1/api/a?b=c", "http://x:1/api/d"]
+    assert found["http://x:1/api/d"] == Asked("http://x:1/api/d", "POST", {"A": "b:c"})
+
+
+@pytest.mark.parametrize(
+    ("url", "header", "said"),
+    [
+        ("x:1", "A: b", "begins with http://"),
+        ("ftp://x", "A: b", "begins with http://"),
+        ("http://x", "A", "header is `Name: value`"),
+        ("http://x", ": b", "header is `Name: value`"),
+    ],
+)
+def test_what_is_no_url_or_header_is_said(url: str, header: str, said: str) -> None:
+    with pytest.raises(SystemExit, match=said):
+        others(url, ["/"], [header], "GET")
+
+
+def test_another_server_is_looked_at_before_anything_is_measured() -> None:
+    with pytest.raises(SystemExit, match="no answer"):
+        look_at(Asked(f"http://127.0.0.1:{free_port()}/"))
+    with server("bench.bare:app") as address:
+        look_at(Asked(f"{address}/bare"))
+        for asked, said in (
+            (Asked(f"{address}/nowhere"), "GET is answered with 404"),
+            (Asked(f"{address}/bare", "POST"), "POST is answered with 405"),
+            (Asked(f"{address}/bare/"), "leads to http://.*/bare. Give that path"),
+            (Asked(f"{address}/bare", headers={"A": "\n"}), "no answer"),
+        ):
+            with pytest.raises(SystemExit, match=said):
+                look_at(asked)
+
+
+@pytest.mark.parametrize(
+    "words", ["--path /x", "--case nothing", "--growth --url http://x", "--growth --case ping", "--url x", "--url ''"]
+)
+def test_words_that_go_with_nothing_are_refused_in_one_line(monkeypatch: pytest.MonkeyPatch, words: str) -> None:
+    monkeypatch.setattr("bench.__main__.find_wrk", str)
+    with pytest.raises(SystemExit) as refused:
+        main(shlex.split(words))
+    assert len(str(refused.value).splitlines()) == 1
 
 
 # ---- What is counted on the wire ----
@@ -129,7 +187,8 @@ def wrk() -> None:
 
 @pytest.mark.usefixtures("wrk")
 def test_a_form_is_sent_as_one() -> None:
-    words = command(Asked("http://x/login", "POST", {"A": "b"}, "user=me"), 0.2)
+    words = command(Asked("http://x/login", "POST", {"A": "b"}, "user=me", connections=7), 0.2)
+    assert "-c7" in words
     assert words[words.index("-H") + 1] == "A: b"
     assert words[-5:] == ["http://x/login", "--", "POST", "user=me", "application/x-www-form-urlencoded"]
 
