@@ -16,21 +16,22 @@ from tests.docs.sessions import Api
 
 
 @pytest.fixture(scope="module")
-def api(execute: Execute, migrated_template: str, valkey: Valkey) -> Iterator[Api]:
+def api(execute: Execute, migrated_template: str, valkey: Valkey, shared_copy: Path) -> Iterator[Api]:
     """A running API, which the sessions of a module share."""
     with (
         _not_measured() as patch,
         cloned_database(execute, patch, migrated_template),
-        sessions.running(valkey.port) as api,
+        sessions.running(valkey.port, shared_copy) as api,
     ):
         yield api
 
 
 @contextmanager
 def _not_measured() -> Iterator[pytest.MonkeyPatch]:
-    """What is started is to answer, and is measured by other tests."""
+    """What is started is to start soon and to do as it should. Other tests measure it."""
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("COVERAGE_PROCESS_CONFIG", raising=False)
+        patch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
         yield patch
 
 
@@ -42,10 +43,11 @@ def shared_copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def copy(shared_copy: Path) -> Iterator[Path]:
-    """A copy of the project; migrations that are written there go again."""
+    """A copy of the project, to start things in; migrations that are written there go again."""
     versions = shared_copy / "src" / "migrations" / "versions"
     before = set(versions.iterdir())
-    yield shared_copy
+    with _not_measured():
+        yield shared_copy
     for written in set(versions.glob("*.py")) - before:
         written.unlink()
 
@@ -61,7 +63,6 @@ def terminal(
     settings: Settings, valkey: Valkey, copy: Path, known_lines: set[str], monkeypatch: pytest.MonkeyPatch
 ) -> Terminal:
     """Where commands run: in a copy of the project, on a database of this test alone."""
-    monkeypatch.delenv("COVERAGE_PROCESS_CONFIG", raising=False)  # They are to start, and are not measured.
     address = f"{settings.POSTGRES_SERVER}:{settings.POSTGRES_PORT}/{settings.POSTGRES_DB}"
     login = f"{settings.POSTGRES_USER}:{quote(settings.POSTGRES_PASSWORD.get_secret_value())}"
     monkeypatch.setenv("POSTGRES_URL", f"postgresql://{login}@{address}")

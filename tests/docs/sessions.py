@@ -6,6 +6,7 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import httpx2
@@ -28,6 +29,9 @@ JSON='Content-Type: application/json'
 TOKEN=$(curl -s $API/login -d username=admin --data-urlencode "password=$ADMIN_PASSWORD" | field access_token)
 ADMIN="Authorization: Bearer $TOKEN"
 curl -s $API/tier -H "$ADMIN" -H "$JSON" -d '{"name": "pro"}' > /dev/null
+"""
+# A worker takes five seconds for it, and waits for it when it is told to stop: for those who speak of it.
+ENQUEUED = r"""
 TASK=$(curl -s -X POST "$API/tasks/task?message=hello" | field id)
 """
 
@@ -44,7 +48,8 @@ class Api:
         With `empty` in the block's comment nothing is there but the superuser: the session begins at the beginning.
         """
         self._clear()
-        script = PRELUDE + ("" if "empty" in block.comment else SIGNED_IN) + block.text
+        before = "" if "empty" in block.comment else SIGNED_IN + (ENQUEUED if "$TASK" in block.text else "")
+        script = PRELUDE + before + block.text
         script = script.replace(SHOWN, self.url).replace(PASSWORD, '"$ADMIN_PASSWORD"')
         with TemporaryDirectory() as folder:
             done = subprocess.run(
@@ -81,12 +86,18 @@ class Api:
 
 
 @contextmanager
-def running(valkey_port: int) -> Iterator[Api]:
-    """The API and a worker on the database that the environment names, once both are there."""
+def running(valkey_port: int, folder: Path) -> Iterator[Api]:
+    """The API and a worker on the database that the environment names, once both are there.
+
+    Args:
+        valkey_port: of the Valkey that they use; what it holds goes.
+        folder: the project's, or a copy of it.
+    """
     with Redis(host="127.0.0.1", port=valkey_port) as redis:
         redis.flushall()
     create_first_superuser.run()
     create_first_tier.run()
-    with process("arq", "src.app.core.worker.settings.WorkerSettings") as worker, running_api() as url:
+    worker_command = ("arq", "src.app.core.worker.settings.WorkerSettings")
+    with process(*worker_command, cwd=folder) as worker, running_api(cwd=folder) as url:
         wait_for_worker(worker, valkey_port)
         yield Api(url)

@@ -145,12 +145,14 @@ def test_a_copy_with_broken_blocks_fails_the_run(tmp_path: Path) -> None:
             "-q",
             "-p",
             "no:cacheprovider",
+            "--noconftest",  # These tests have no fixtures, which the app would be loaded for.
             "tests/docs/test_data.py",
             "-k",
             "block or read",
         ],
         cwd=ROOT,
-        env=os.environ | {"DOCUMENTS": str(tmp_path)},
+        env={name: value for name, value in os.environ.items() if not name.startswith("COVERAGE")}
+        | {"DOCUMENTS": str(tmp_path)},
         capture_output=True,
         text=True,
         check=False,

@@ -9,17 +9,15 @@ import pytest
 
 from scripts.docs import COPIES
 from tests.docs.blocks import FOLDER
-from tests.docs.commands import copy_of_project
 from tests.processes import BIN, ROOT
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def site(shared_copy: Path) -> Path:
     """The site, built as `make docs` builds it."""
-    folder = copy_of_project(tmp_path_factory.mktemp("site"))
-    built = build(folder)
+    built = build(shared_copy)
     assert built.returncode == 0, built.stdout + built.stderr
-    return folder / "site"
+    return shared_copy / "site"
 
 
 def build(folder: Path) -> subprocess.CompletedProcess[str]:
