@@ -148,7 +148,8 @@ async def caller_of(request: Request) -> Caller:
 
 
 async def _look_up_caller(request: Request) -> Caller:
-    sent = request.headers.getlist("Authorization")
+    # Not by `headers`, which decodes all of them.
+    sent = [value.decode("latin-1") for name, value in request.scope["headers"] if name == b"authorization"]
     if not sent or not request.app.state.settings.inherits(PostgresSettings, CryptSettings):
         return NOBODY  # Without these groups, nobody can sign in.
     try:

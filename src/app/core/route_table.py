@@ -11,8 +11,11 @@ from fastapi.routing import APIRoute, _IncludedRouter, iter_route_contexts
 from fastapi.telemetry._api import _route_selected
 from starlette._utils import get_route_path
 from starlette.convertors import FloatConvertor, IntegerConvertor, StringConvertor, UUIDConvertor
+from starlette.requests import Request
 from starlette.routing import BaseRoute, Match, NoMatchFound
 from starlette.types import Receive, Scope, Send
+
+from app.core.plain_routes import PlainRoute
 
 _WITHOUT_SLASHES = (StringConvertor, IntegerConvertor, FloatConvertor, UUIDConvertor)
 
@@ -22,7 +25,9 @@ class RouteTable(BaseRoute):
 
     def __init__(self, app: FastAPI) -> None:
         """Takes in the routes that the app has now, up to the first that does not fit in: a mount, or `{rest:path}`."""
+        self._app = app
         self._routes: dict[tuple[str, int], list[Any]] = {}
+        self._plain: dict[int, PlainRoute] = {}
         if _limits_forms(app.router):
             return  # It is for the including router to apply them.
         for route in iter_route_contexts(app.routes):
@@ -31,6 +36,8 @@ class RouteTable(BaseRoute):
                 break
             if any(type(convertor) not in _WITHOUT_SLASHES for convertor in included.param_convertors.values()):
                 break
+            if (plain := PlainRoute.of(included)) is not None:
+                self._plain[id(included)] = plain
             for method in included.methods:
                 self._routes.setdefault((method, included.path_format.count("/")), []).append(included)
 
@@ -40,9 +47,8 @@ class RouteTable(BaseRoute):
             path = get_route_path(scope)
             for route in self._routes.get((scope["method"], path.count("/")), ()):
                 if found := route.path_regex.match(path):
-                    values = {
-                        name: route.param_convertors[name].convert(value) for name, value in found.groupdict().items()
-                    }
+                    convertors = route.param_convertors
+                    values = {name: convertors[name].convert(value) for name, value in found.groupdict().items()}
                     return Match.FULL, {
                         "endpoint": route.endpoint,
                         "path_params": {**scope.get("path_params", {}), **values},
@@ -54,6 +60,16 @@ class RouteTable(BaseRoute):
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Passes the request to the route that `matches` has found."""
         route = scope["fastapi"]["effective_route_context"]
+        plain = self._plain.get(id(route))
+        if (
+            plain is not None
+            and not self._app.dependency_overrides
+            and "fastapi.telemetry" not in scope
+            and (values := plain.values(scope["path_params"])) is not None
+        ):
+            answer = await plain.answer(Request(scope, receive, send), values)
+            await answer(scope, receive, send)
+            return
         _route_selected(scope=scope, path=route.path_format)  # names the trace's span
         await route.app(scope, receive, send)
 

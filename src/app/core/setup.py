@@ -2,10 +2,11 @@
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 from fastapi import APIRouter, FastAPI
 from fastapi.params import Depends
+from fastapi.telemetry import TelemetryConfig
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from starlette.requests import Request
@@ -50,6 +51,9 @@ from app.middleware.replica_middleware import ReplicaMiddleware
 from app.middleware.request_context_middleware import RequestContextMiddleware
 from app.middleware.tracing_middleware import TracingMiddleware
 
+# FastAPI's own spans and metrics, which it asks its providers about at each request: docs/decisions/0015.
+_NO_TELEMETRY: Final = TelemetryConfig(tracing=False, metrics=False, logs=False)
+
 
 def create_application(
     router: APIRouter,
@@ -68,7 +72,7 @@ def create_application(
     """
     inner_lifespan = fastapi_kwargs.pop("lifespan", None)
     app = FastAPI(
-        **_metadata(settings) | fastapi_kwargs,
+        **{"telemetry": _NO_TELEMETRY} | _metadata(settings) | fastapi_kwargs,
         lifespan=partial(lifespan, inner=inner_lifespan),
         openapi_url=None,
         docs_url=None,

@@ -7,7 +7,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app.core.credential_headers import ALWAYS
 from app.middleware.headers import has_header, header, with_headers
 
-_DECIDED = {b"cache-control"}
 _PRIVATE = (b"cache-control", b"private, no-store")
 
 
@@ -36,11 +35,13 @@ class ClientCacheMiddleware:
         anonymous_get = scope["method"] in {"GET", "HEAD"} and not has_header(scope, self.credentials)
 
         async def send_with_policy(message: Message) -> None:
-            if message["type"] == "http.response.start" and not has_header(message, _DECIDED):
-                if anonymous_get and message["status"] in {200, 304} and not has_header(message, {b"set-cookie"}):
-                    message = self._public(message)
-                else:
-                    message = with_headers(message, _PRIVATE)
+            if message["type"] == "http.response.start":
+                names = [name for name, _ in message["headers"]]
+                if b"cache-control" not in names:
+                    if anonymous_get and message["status"] in {200, 304} and b"set-cookie" not in names:
+                        message = self._public(message)
+                    else:
+                        message = {**message, "headers": [*message["headers"], _PRIVATE]}
             await send(message)
 
         await self.app(scope, receive, send_with_policy)

@@ -3,7 +3,7 @@
 Every request passes here several times; Starlette's `Headers` would decode all of them each time.
 """
 
-from collections.abc import Iterable
+from collections.abc import Container
 
 from starlette.types import Message, Scope
 
@@ -18,13 +18,17 @@ def header(scope: Scope | Message, name: bytes) -> bytes | None:
     return None
 
 
-def has_header(scope: Scope | Message, names: Iterable[bytes]) -> bool:
+def has_header(scope: Scope | Message, names: Container[bytes]) -> bool:
     """Whether there is a header of any of these names."""
-    return any(given in names for given, _ in scope["headers"])
+    for given, _ in scope["headers"]:  # noqa: SIM110 -- half of what any() takes
+        if given in names:
+            return True
+    return False
 
 
 def with_headers(message: Message, *added: RawHeader) -> Message:
     """The message with these headers as well, and without others of their names."""
-    names = {name for name, _ in added}
-    kept = [pair for pair in message["headers"] if pair[0] not in names]
-    return {**message, "headers": [*kept, *added]}
+    names = [name for name, _ in added]
+    headers = [pair for pair in message["headers"] if pair[0] not in names]
+    headers += added
+    return {**message, "headers": headers}

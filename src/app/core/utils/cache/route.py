@@ -1,18 +1,15 @@
-"""What a cached route's answer depends on, and the answer itself, made as FastAPI makes it."""
+"""What a cached route's answer depends on."""
 
 from dataclasses import dataclass
 from inspect import unwrap
 from typing import Any
 from weakref import ref
 
-from fastapi.datastructures import DefaultPlaceholder
 from fastapi.dependencies.models import Dependant
 from fastapi.dependencies.utils import _get_flat_fields_from_params, _get_param_aliases, _get_param_model
-from fastapi.routing import serialize_response
 from fastapi.security import APIKeyCookie, APIKeyHeader
 from fastapi.security.base import SecurityBase
 from starlette.requests import Request
-from starlette.responses import Response
 
 from app.core.credential_headers import ALWAYS
 
@@ -68,41 +65,6 @@ def _inputs(dependant: Dependant, found: Inputs) -> Inputs:
     for other in dependant.dependencies:
         _inputs(other, found)
     return found
-
-
-async def shaped(route: Any, result: Any, status: int | None, *, is_coroutine: bool) -> Response:
-    """What FastAPI makes of a handler's result: its response model decides what is in it.
-
-    Args:
-        route: the route.
-        result: what the handler returned.
-        status: the one that the handler set on the injected response.
-        is_coroutine: whether the handler is one; another's result is validated in a thread, as FastAPI does.
-    """
-    if isinstance(result, Response):
-        return result
-    default_class = isinstance(route.response_class, DefaultPlaceholder)
-    to_bytes = default_class and route.response_field is not None
-    content = await serialize_response(
-        field=route.response_field,
-        response_content=result,
-        include=route.response_model_include,
-        exclude=route.response_model_exclude,
-        by_alias=route.response_model_by_alias,
-        exclude_unset=route.response_model_exclude_unset,
-        exclude_defaults=route.response_model_exclude_defaults,
-        exclude_none=route.response_model_exclude_none,
-        is_coroutine=is_coroutine,
-        dump_json=to_bytes,
-    )
-    response_class = route.response_class.value if default_class else route.response_class
-    more: dict[str, Any] = {"status_code": code} if (code := status or route.status_code) else {}
-    response: Response = (
-        Response(content, media_type="application/json", **more) if to_bytes else response_class(content, **more)
-    )
-    if response.status_code in {204, 304} or response.status_code < 200:
-        response.body = b""
-    return response
 
 
 def credentials(request: Request, more: set[str]) -> list[bytes]:
