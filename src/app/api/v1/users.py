@@ -41,7 +41,9 @@ from app.models.user import User, UserCreate, UserPublic, UserRead, UserTierUpda
 
 router = APIRouter(tags=["users"])
 
-UserPage = Page[UserRead | UserPublic]
+# In this order: pydantic tries them one after the other, and most are public ones.
+Shown = UserPublic | UserRead
+UserPage = Page[Shown]
 
 
 # What is cached about a user: the public profile, for all who see no more of it. `app.api.accounts` drops it.
@@ -80,7 +82,7 @@ async def read_users(viewer: OptionalUser, paging: PagingDep, db: ReadingSession
 
 @router.get("/user/{username}", openapi_extra=SIGN_IN_OPTIONAL, responses=problems(InvalidToken, UserNotFound))
 @public_profile(private=False, unless="sees_all")
-async def read_user(username: UsernameInPath, sees_all: SeesAll) -> UserRead | UserPublic:
+async def read_user(username: UsernameInPath, sees_all: SeesAll) -> Shown:
     """Read a profile: all of it for the user and superusers, the public part for others."""
     async with reading() as db:
         user = await crud_users.look_up(db, username)

@@ -221,8 +221,7 @@ def _adopt(db: AsyncSession) -> None:
         watched.transactions += 1
 
 
-@asynccontextmanager
-async def reading() -> AsyncIterator[AsyncSession]:
+def reading() -> AbstractAsyncContextManager[AsyncSession]:
     """A session in which each statement is a transaction of its own: one round trip, and no lock that lasts.
 
     For a question that is answered before, and outside of, what a request then does in its own transaction.
@@ -231,26 +230,34 @@ async def reading() -> AsyncIterator[AsyncSession]:
     """
     if _readers is None:
         raise RuntimeError(_NOT_OPEN)
-    async with _read(_readers) as db:
-        yield db
+    return _Reading(_readers)
 
 
 def reader_of(engine: AsyncEngine) -> Callable[[], AbstractAsyncContextManager[AsyncSession]]:
     """`reading` on another engine's connections, which nobody else uses."""
-    return partial(_read, _readers_of(engine))
+    return partial(_Reading, _readers_of(engine))
 
 
-@asynccontextmanager
-async def _read(readers: async_sessionmaker[AsyncSession]) -> AsyncIterator[AsyncSession]:
-    db = readers()
-    try:
-        yield db
-        if isinstance(db, _OneTransaction):
-            await db.commit()
-    except PoolTimeoutError as error:
-        raise DatabaseUnavailable from error
-    finally:
-        await _close(db)
+class _Reading(AbstractAsyncContextManager[AsyncSession]):
+    """Not a generator: half of what the opening of a session takes would go to its frames, for every question."""
+
+    __slots__ = ("_db", "_readers")
+
+    def __init__(self, readers: async_sessionmaker[AsyncSession]) -> None:
+        self._readers = readers
+
+    async def __aenter__(self) -> AsyncSession:
+        self._db = self._readers()
+        return self._db
+
+    async def __aexit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        try:
+            if error is None and isinstance(self._db, _OneTransaction):
+                await self._db.commit()
+        finally:
+            await _close(self._db)
+        if isinstance(error, PoolTimeoutError):
+            raise DatabaseUnavailable from error
 
 
 async def _close(db: AsyncSession) -> None:
