@@ -64,7 +64,7 @@ def _standard(given: argparse.Namespace) -> None:
     extent = replace(extent, rounds=given.rounds or extent.rounds, seconds=given.seconds or extent.seconds)
     figures = standard.measure(extent, cases, asked)
     print(table(figures["cases"]))
-    for part in ("memory_mb", "health_while_logging_in", "jobs"):
+    for part in ("memory_mb", "health_while_logging_in", "jobs", "make_run"):
         for name, value in figures.get(part, {}).items():
             print(f"{part.replace('_', ' '):24} {name.replace('_', ' '):30} {value:10,.4g}")
     whole = not (asked or given.case or given.quick)
@@ -87,8 +87,8 @@ def _others(given: argparse.Namespace) -> dict[str, Asked]:
 
 
 def _growth(given: argparse.Namespace) -> None:
-    if given.url is not None or given.case:
-        raise SystemExit("--growth has cases of its own, and no --url or --case.")
+    if given.url is not None or given.case or given.path or given.header or given.method:
+        raise SystemExit("--growth has cases of its own, and no --url, --path, --header, --method or --case.")
     from bench import growth  # imports the app
 
     users = growth.USERS[:2] if given.quick else growth.USERS

@@ -51,9 +51,10 @@ def look_at(asked: Asked) -> None:
             asked.url,
             headers=dict(asked.headers),
             timeout=SECONDS,
-            verify=False,  # wrk asks anybody, too.
+            verify=False,  # wrk asks anybody, too, and knows of no proxy.
+            trust_env=False,
         )
-    except (httpx2.TransportError, httpx2.InvalidURL, ValueError) as error:
+    except (httpx2.RequestError, httpx2.InvalidURL, ValueError) as error:
         raise SystemExit(f"{asked.url}: no answer ({str(error) or type(error).__name__}).") from None
     if answer.is_success:
         return

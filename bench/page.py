@@ -31,6 +31,7 @@ _COLUMNS: Final = {
 }
 _OTHERS: Final = {
     "memory_mb": "Memory of a process, MB",
+    "make_run": "`make run` until it answers, seconds",
     "health_while_logging_in": "GET /health while 30 people sign in",
     "jobs": "Jobs",
     "method": "How it was measured",

@@ -17,6 +17,7 @@ from bench.people import fill, sign_up
 from bench.ratios import rounds
 from bench.report import case_figures, rounded
 from bench.servers import BIN, running, services
+from bench.start import seconds_to_first_answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,10 +62,10 @@ def measure(
         bare = stack.enter_context(running("bench.bare:app"))
         app = stack.enter_context(running("src.app.main:app"))
         uncached = stack.enter_context(running("bench.uncached:app")) if _needs_uncached(cases) else app
+        memory = {"bare, after start": memory_of(bare.pid), "app, after start": memory_of(app.pid)}
         people = sign_up(app.address)
         fill(extent.users)
         asked = {BARE: asked_bare(bare), **requests(cases, app, uncached, people)} | dict(others or {})
-        memory = {"bare, after start": memory_of(bare.pid), "app, after start": memory_of(app.pid)}
         found = rounds(asked, BARE, count=extent.rounds, seconds=extent.seconds)
         if others:
             return figures | {"cases": case_figures(found, {})}
@@ -76,6 +77,7 @@ def measure(
         figures["health_while_logging_in"] = rounded(health)
         figures["memory_mb"] = rounded(memory)
     figures["jobs"] = rounded(_jobs(extent))
+    figures["make_run"] = rounded(seconds_to_first_answer())
     return figures
 
 

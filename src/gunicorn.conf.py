@@ -17,7 +17,7 @@ from gunicorn.glogging import Logger
 
 sys.path.insert(0, str(Path(__file__).parent))  # gunicorn itself adds it later.
 
-from app.core.config import Settings, environment_of
+from app.core.config import environment_of, get_settings
 from app.core.draining import LINGER
 from app.core.logger import configure_logging
 from app.core.memory import settle
@@ -25,8 +25,8 @@ from app.core.memory import settle
 DRAIN_SECONDS = 10  # that open requests have, once there are no new ones
 CLOSE_SECONDS = 5  # for the app's connections to be closed after that
 
-# Raises here, once, rather than in every worker; and not the cached ones, which workers would inherit.
-_settings = Settings()
+# Raises here, once, and stays: a HUP reads this file again, and workers are forks with these very settings.
+_settings = get_settings()
 configure_logging(environment_of(_settings))
 
 
@@ -64,8 +64,8 @@ if os.access("/dev/shm", os.W_OK):  # noqa: S108 -- gunicorn makes a file there 
 # Whose X-Forwarded-For counts is the app's decision (TRUSTED_PROXIES), and neither gunicorn's nor uvicorn's.
 forwarded_allow_ips = ""
 
-# `/metrics` is about all workers: they count in files of this folder. What counts looks for it
-# when it is imported, by a worker, and by nothing of the above.
+# `/metrics` is about all workers: they count in files of this folder. What counts looks for it when the app is
+# imported, after this file.
 _OURS = f"slipway-metrics-{os.getpid()}-"
 _folder = os.environ.get("PROMETHEUS_MULTIPROC_DIR", "")
 
@@ -82,8 +82,8 @@ if not _folder or (Path(_folder).name.startswith("slipway-metrics-") and not Pat
 
 
 def when_ready(server: Any) -> None:
-    """The master has the app loaded, and serves nobody: its gauges are not among the workers'."""
-    for file in Path(_folder).glob(f"gauge_live*_{os.getpid()}.db"):
+    """The master has the app loaded, and serves nobody: what it counts is not among the workers'."""
+    for file in Path(_folder).glob(f"*_{os.getpid()}.db"):
         file.unlink()
     settle()  # Workers are forks: what the collector writes to is no longer shared, 10 MB of each.
 

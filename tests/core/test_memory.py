@@ -57,7 +57,7 @@ HASHES = """
 import asyncio, os, sys
 from src.app.core.config import Settings
 from app.core.memory import share_one_heap
-from app.core.passwords import hash_password
+from app.core.passwords import QUIET, hash_password
 
 def pages():
     with open("/proc/self/statm") as file:
@@ -66,6 +66,11 @@ def pages():
 async def look():
     before = pages()
     await asyncio.gather(*(hash_password("correct horse", settings) for _ in range(4)))
+    leaving = [asyncio.create_task(hash_password("correct horse", settings)) for _ in range(2)]
+    await asyncio.sleep(0.005)
+    for one in leaving:
+        one.cancel()
+    await asyncio.sleep(QUIET + 0.5)
     return (pages() - before) * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 share_one_heap()

@@ -1,11 +1,12 @@
 """Plain routes are answered as FastAPI would answer them, without the detours it takes."""
 
+import asyncio
 import json
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Annotated, Any
 
 import pytest
-from fastapi import APIRouter, BackgroundTasks, Cookie, Depends, FastAPI, Header, Request, Response, Security
+from fastapi import APIRouter, BackgroundTasks, Cookie, Depends, FastAPI, Header, Path, Request, Response, Security
 from fastapi.routing import APIRoute, iter_route_contexts
 from fastapi.security import OAuth2PasswordBearer, SecurityScopes
 from opentelemetry.sdk.trace import TracerProvider
@@ -17,7 +18,7 @@ from starlette.responses import PlainTextResponse
 
 from app.core.config import SettingsGroup
 from app.core.exceptions.http_exceptions import Conflict
-from app.core.plain_routes import PlainRoute, begins_early, harmless
+from app.core.plain_routes import PlainRoute
 from app.core.route_table import RouteTable
 from app.core.setup import create_application
 from tests.conftest import client_of, whole_app
@@ -57,7 +58,21 @@ async def of_number(number: int) -> int:
     return number
 
 
+async def of_tenant(tenant_name: Annotated[str, Path(alias="tenant")] = "nobody's") -> str:
+    calls.append(f"tenant {tenant_name}")
+    return tenant_name
+
+
+class UnreadableError(Exception):
+    """What a handler raises that has read the body."""
+
+
+async def on_unreadable(request: Request, error: Exception) -> Response:
+    return PlainTextResponse(await request.body(), 400)
+
+
 First = Annotated[str, Depends(first)]
+Tenant = Annotated[str, Depends(of_tenant)]
 bearer = OAuth2PasswordBearer("token", auto_error=False)
 
 
@@ -116,6 +131,17 @@ def example() -> APIRouter:
     async def an_object(method: Annotated[str, Depends(Sync())], token: Annotated[str | None, Depends(bearer)]) -> str:
         return f"{method} {token}"
 
+    @router.get("/of/{tenant}/{number}")
+    @router.get("/of-nobody/{number}")
+    @router.get("/of-nobody")
+    async def of_somebody(tenant: Tenant, number: Annotated[int, Path()]) -> str:
+        return f"{tenant} {number}"
+
+    @router.api_route("/body", methods=["GET", "HEAD"])
+    async def body(request: Request) -> None:
+        await request.body()
+        raise UnreadableError
+
     return router
 
 
@@ -130,7 +156,8 @@ def straight(app: FastAPI) -> FastAPI:
     "path",
     [
         *("constant", "model", "number/7/abc", "number/x/abcd", "number/7/abcd", "number/x/abc", "status"),
-        *("other-status", "empty", "text", "own-class", "conflict", "wrong", "object"),
+        *("other-status", "empty", "text", "own-class", "conflict", "wrong", "object", "body"),
+        *("of/a/7", "of/a/x", "of-nobody/7", "of-nobody"),
     ],
 )
 async def test_it_answers_as_fastapi_does_and_calls_the_same_in_the_same_order(method: str, path: str) -> None:
@@ -140,9 +167,11 @@ async def test_it_answers_as_fastapi_does_and_calls_the_same_in_the_same_order(m
         straight(create_application(example(), SettingsGroup())),
     ):
         calls.clear()
+        app.add_exception_handler(UnreadableError, on_unreadable)
         headers = {"X-Request-ID": "a" * 8, "Authorization": "Bearer x"}
         async with client_of(app) as client:
-            answer = await client.request(method, f"http://test/plain/{path}", headers=headers)
+            async with asyncio.timeout(5):  # A body that was read cannot be waited for.
+                answer = await client.request(method, f"http://test/plain/{path}", headers=headers, content=b"sent")
         answers.append((answer.status_code, sorted(answer.headers.multi_items()), answer.text))
         called.append(list(calls))
     assert answers[0] == answers[1]
@@ -161,7 +190,7 @@ def test_every_example_is_plain() -> None:
     app = FastAPI()
     app.include_router(example())
     found = [route for route in iter_route_contexts(app.routes) if str(route.path).startswith("/plain/")]
-    assert len(found) == 11
+    assert len(found) == 15
     assert all(PlainRoute.of(route._effective_route) is not None for route in found)
 
 
@@ -282,48 +311,3 @@ async def test_fastapis_own_spans_are_made_for_whoever_asks_for_them(wanted: boo
         assert (await client.get("http://test/word")).status_code == 200
     names = {span.name for span in spans.get_finished_spans()}
     assert names >= {"GET /word", "fastapi.dependencies"} if wanted else not names
-
-
-# ---- What begins early ----
-
-
-async def looks_only() -> None:
-    calls.append("looks only")
-
-
-async def refuses() -> None:
-    raise Conflict("No.")
-
-
-harmless(looks_only)
-harmless(refuses)
-
-
-@pytest.mark.parametrize(
-    ("dependencies", "expected"),
-    [
-        ([looks_only], ["begun x", "looks only", "handler"]),
-        ([looks_only, first], ["looks only", "first", "handler"]),
-        ([], ["begun x", "handler"]),
-        ([looks_only, refuses], ["begun x", "looks only", "abandoned"]),
-    ],
-)
-async def test_a_handler_begins_before_dependencies_that_change_nothing(
-    dependencies: list[Callable[..., Any]], expected: list[str]
-) -> None:
-    router = APIRouter()
-
-    async def handler(word: str) -> None:
-        calls.append("handler")
-
-    def begin(request: Request, route: Any, values: Mapping[str, Any]) -> Callable[[], None]:
-        calls.append(f"begun {values['word']}")
-        return lambda: calls.append("abandoned")
-
-    begins_early(handler, begin)
-    router.get("/it/{word}", dependencies=[Depends(each) for each in dependencies])(handler)
-    calls.clear()
-    async with client_of(create_application(router, SettingsGroup())) as client:
-        answer = await client.get("http://test/it/x")
-    assert calls == expected
-    assert answer.status_code == (200 if "handler" in expected else 409)

@@ -12,9 +12,11 @@ from uuid import UUID, uuid4
 
 import httpx2
 import pytest
+from fastapi import FastAPI
 from pydantic import SecretStr
 from sqlmodel.ext.asyncio.session import AsyncSession
 
+from app.api.dependencies import get_current_user, get_optional_user
 from app.core import security
 from app.core.config import Settings
 from app.core.db.models import utc_now
@@ -26,6 +28,7 @@ from app.core.security import (
     decode_access_token,
     parse_refresh_token,
 )
+from app.models.user import User
 from tests.helper import counted_statements, create_user, signed_in
 
 pytestmark = pytest.mark.anyio
@@ -322,6 +325,17 @@ async def test_who_is_asking_costs_one_statement(
     with counted_statements() as statements:
         assert (await client.get("user/me/", headers=headers)).status_code == 200
     assert len(statements) == 1
+
+
+@pytest.mark.parametrize("dependency", [get_current_user, get_optional_user])
+async def test_who_is_asking_is_overridden_for_all_routes(
+    dependency: Any, app: FastAPI, client: httpx2.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each goes by the one before it, so that a sign-in of one's own stands before superusers' routes, too."""
+    ada = User(id=1, name="Ada", username="ada", email="a@example.com", hashed_password="x", is_superuser=True)
+    monkeypatch.setitem(app.dependency_overrides, dependency, lambda: ada)
+    assert (await client.get("user/me/")).json()["username"] == "ada"
+    assert (await client.get("security_events")).status_code == 200
 
 
 async def test_a_bad_authorisation_header_is_401(client: httpx2.AsyncClient) -> None:

@@ -1,7 +1,8 @@
-"""An ASGI app that tells what arrives: `/` the request's headers and peer, `/wait?seconds=1` after that time."""
+"""An ASGI app that tells what arrives, and its process: `/` the headers and peer, `/wait?seconds=1` after that time."""
 
 import asyncio
 import json
+import os
 from typing import Any
 from urllib.parse import parse_qs
 
@@ -20,6 +21,7 @@ async def app(scope: Scope, receive: Receive, send: Send) -> None:
         "headers": [[name.decode(), value.decode()] for name, value in scope["headers"]],
         "client": scope["client"],
         "scheme": scope["scheme"],
+        "pid": os.getpid(),
     }
     await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"application/json")]})
     await send({"type": "http.response.body", "body": json.dumps(told).encode()})

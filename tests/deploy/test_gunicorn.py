@@ -67,6 +67,34 @@ def test_a_broken_setting_ends_it_with_one_line(image: Image, monkeypatch: pytes
     ]
 
 
+def test_a_hup_with_a_broken_setting_changes_nothing(
+    settings: Settings, image: Image, quick: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Read anew, it would end the master, and leave workers that nobody minds."""
+    file = tmp_path / "settings"
+    file.write_text("SHUTDOWN_DELAY_SECONDS=0\n")
+    monkeypatch.setenv("ENV_FILE", str(file))
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    command = ["gunicorn", "tests.deploy.echo_app:app", "-k", "uvicorn_worker.UvicornWorker", "-b", f"127.0.0.1:{port}"]
+    server = subprocess.Popen([BIN / command[0], *command[1:]], cwd=image.workdir, start_new_session=True)
+    try:
+        wait_for_answer(url, server)
+        before = httpx2.get(url).json()["pid"]
+        file.write_text("SHUTDOWN_DELAY_SECONDS=long\n")
+        server.send_signal(signal.SIGHUP)
+        deadline = time.monotonic() + START_SECONDS
+        while before == (now := httpx2.get(url).json()["pid"]) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert now != before
+        server.terminate()
+        assert server.wait(START_SECONDS) == 0
+    finally:
+        if server.poll() is None:
+            os.killpg(server.pid, signal.SIGKILL)
+            server.wait()
+
+
 @CLASSES
 def test_it_believes_nobody_and_drains_with_a_limit(
     settings: Settings, image: Image, quick: None, capfd: pytest.CaptureFixture[str], worker_class: str

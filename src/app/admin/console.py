@@ -5,15 +5,17 @@ from pathlib import Path
 from typing import Final
 
 from fastapi import FastAPI
+from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
-from starlette.responses import JSONResponse, RedirectResponse, Response
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 from starlette_admin.base import BaseAdmin
 from starlette_admin.views import BaseView, CustomView
 
+from app.admin import PATH
 from app.admin.gate import HEADER, Gate
 from app.admin.login import Provider
 from app.admin.policy import StrictPolicy
@@ -21,7 +23,6 @@ from app.core.config import AppSettings, Settings
 from app.core.exceptions.problem_response import request_id_of
 
 HERE: Final = Path(__file__).parent
-PATH: Final = "/admin"
 # What the library can do besides. Their names stay: its templates build addresses from them.
 UNUSED: Final = frozenset({"file", "import", "inline-edit", "inline-edit-row", "relation-lookup"})
 
@@ -44,8 +45,7 @@ class Console(BaseAdmin):
         for view in views:
             self.add_view(view)
         self._views.sort(key=lambda view: view is not front)  # The library lists it last.
-        self.mount_to(app)
-        app.add_route(PATH, _to_the_front_page)
+        self.mount_to(Starlette())  # Which only names it: `app.admin` passes requests on to `self.app`.
         self.app.state.main = app
 
     def _init_csrf(self) -> None:
@@ -72,8 +72,3 @@ class Console(BaseAdmin):
 
 async def _not_here(scope: Scope, receive: Receive, send: Send) -> None:
     raise HTTPException(404)
-
-
-async def _to_the_front_page(request: Request) -> Response:
-    """`/admin`, as people type it."""
-    return RedirectResponse(f"{PATH}/", 308)

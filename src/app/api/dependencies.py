@@ -170,39 +170,30 @@ async def _signed_in(request: Request, sent: list[str]) -> Caller:
     return Caller(token, user)
 
 
-# Each of these depends on the bearer token, which makes its routes secured ones in the documents, and on nothing else:
-# FastAPI resolves a chain of them link by link, for every request.
-
-
-async def _verified(request: Request) -> Caller:
-    """Who asks. A broken token is an error, never an anonymous caller."""
+async def get_access_token(request: Request, _: BearerToken) -> AccessToken | None:
+    """The verified access token, if there is one. A broken one is an error, never an anonymous caller."""
     caller = await caller_of(request)
     if caller.problem is not None:
         raise caller.problem
-    if caller.token is not None and (user := caller.user) is not None:
-        identify_caller(request, user.uuid, caller.token.session_id, user.is_superuser, user.tier_id)
-    return caller
-
-
-async def get_access_token(request: Request, _: BearerToken) -> AccessToken | None:
-    """The verified access token, if there is one."""
-    return (await _verified(request)).token
+    return caller.token
 
 
 OptionalToken = Annotated[AccessToken | None, Depends(get_access_token)]
 
 
-async def get_optional_user(request: Request, _: BearerToken) -> User | None:
+async def get_optional_user(request: Request, token: OptionalToken) -> User | None:
     """The signed-in user, or nobody."""
-    return (await _verified(request)).user
+    user = (await caller_of(request)).user
+    if token is not None and user is not None:
+        identify_caller(request, user.uuid, token.session_id, user.is_superuser, user.tier_id)
+    return user
 
 
 OptionalUser = Annotated[User | None, Depends(get_optional_user)]
 
 
-async def get_current_token(request: Request, _: BearerToken) -> AccessToken:
+async def get_current_token(token: OptionalToken) -> AccessToken:
     """The access token of the caller, who has to have one."""
-    token = (await _verified(request)).token
     if token is None:
         raise Unauthorized
     return token
@@ -211,9 +202,8 @@ async def get_current_token(request: Request, _: BearerToken) -> AccessToken:
 CurrentToken = Annotated[AccessToken, Depends(get_current_token)]
 
 
-async def get_current_user(request: Request, _: BearerToken) -> User:
+async def get_current_user(user: OptionalUser) -> User:
     """The signed-in user."""
-    user = (await _verified(request)).user
     if user is None:
         raise Unauthorized
     return user
@@ -222,9 +212,8 @@ async def get_current_user(request: Request, _: BearerToken) -> User:
 CurrentUser = Annotated[User, Depends(get_current_user)]
 
 
-async def get_current_superuser(request: Request, token: BearerToken) -> User:
+async def get_current_superuser(user: CurrentUser) -> User:
     """The signed-in user, who is a superuser."""
-    user = await get_current_user(request, token)
     if not user.is_superuser:
         raise Forbidden
     return user

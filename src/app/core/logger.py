@@ -77,9 +77,10 @@ def _now() -> str:
     """The time in ISO 8601. The second is put into words once: that is most of the work."""
     global _second
     second, nanoseconds = divmod(time.time_ns(), 1_000_000_000)
-    if _second[0] != second:
-        _second = second, time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
-    return f"{_second[1]}.{nanoseconds // 1000:06}Z"
+    known = _second  # another thread may change it meanwhile
+    if known[0] != second:
+        known = _second = second, time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
+    return f"{known[1]}.{nanoseconds // 1000:06}Z"
 
 
 def note_user(state: MutableMapping[str, Any], user_id: int) -> None:

@@ -3,15 +3,14 @@
 Plain is what has no parameters but those in its path, and no dependency that is left after the answer. FastAPI reads
 query, headers and cookies of every request for each dependency, to find that none is wanted, and prepares for files
 and exits. Here the dependencies are called one after the other, in the same order, as was found out once. That saves
-27 microseconds of the 61 of a ping, and 33 of the 111 of a cached hit (docs/benchmarks.md has how they are measured).
+27 microseconds of the 61 of a ping, and 33 of a cached hit (docs/benchmarks.md has how they are measured).
 
 What FastAPI has to say is left to it: what is not valid, and dependencies that a test overrides.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final
-from weakref import WeakKeyDictionary, WeakSet
+from typing import Any
 
 from fastapi.datastructures import DefaultPlaceholder
 from fastapi.dependencies.models import Dependant, _is_async_gen_callable, _is_coroutine_callable, _is_gen_callable
@@ -22,27 +21,6 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 Values = list[dict[str, Any]]  # of each call, what it gets from the path
-Begin = Callable[[Request, Any, Mapping[str, Any]], Callable[[], None]]
-
-# By function, and not attributes of it: whoever wraps one would copy those, and may do more, or call it with others.
-_begins: Final = WeakKeyDictionary[Callable[..., Any], Begin]()
-_harmless: Final = WeakSet[Callable[..., Any]]()
-
-
-def begins_early(handler: Callable[..., Any], begin: Begin) -> None:
-    """Has this called before the handler's dependencies, where these are all harmless.
-
-    Args:
-        handler: the handler.
-        begin: gets the request, the route, and what the handler gets from the path; what it returns is called when
-            nothing comes of the request.
-    """
-    _begins[handler] = begin
-
-
-def harmless(dependency: Callable[..., Any]) -> None:
-    """Says of a dependency that it changes nothing that a handler could see."""
-    _harmless.add(dependency)
 
 
 class _NotPlainError(Exception):
@@ -73,10 +51,8 @@ class PlainRoute:
     def __init__(self, route: Any, calls: list[_Call]) -> None:
         self._route = route
         self._calls = calls
-        *dependencies, handler = [call.function for call in calls]
-        early = handler in _begins and all(one in _harmless for one in dependencies)
-        self._begin = _begins[handler] if early else None
         self._wants_response = any(call.response is not None for call in calls)
+        self._reads_path = any(call.path for call in calls)
 
     @classmethod
     def of(cls, route: Any) -> "PlainRoute | None":
@@ -97,12 +73,14 @@ class PlainRoute:
 
     def values(self, path_params: Mapping[str, Any]) -> Values | None:
         """What the calls get from the path. None when some of it is not valid: FastAPI knows how to say that."""
-        if not path_params:
+        if not self._reads_path:
             return [{} for _ in self._calls]
         values = []
         for call in self._calls:
             mine = {}
             for name, alias, field in call.path:
+                if alias not in path_params:  # A dependency of several routes, some of which lack it.
+                    return None
                 mine[name], faults = field.validate(path_params[alias], {}, loc=())
                 if faults:
                     return None
@@ -112,15 +90,7 @@ class PlainRoute:
     async def answer(self, request: Request, values: Values) -> Response:
         """The answer, as FastAPI would make it. Raises what the dependencies and the handler raise."""
         injected = _empty_response() if self._wants_response else None
-        if self._begin is None:
-            result = await self._result(request, values, injected)
-        else:
-            abandon = self._begin(request, self._route, values[-1])
-            try:
-                result = await self._result(request, values, injected)
-            except BaseException:
-                abandon()
-                raise
+        result = await self._result(request, values, injected)
         if isinstance(result, Response):
             return result
         answer = await shaped(self._route, result, injected.status_code if injected else None, is_coroutine=True)

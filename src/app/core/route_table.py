@@ -9,6 +9,7 @@ from typing import Any
 from fastapi import APIRouter, FastAPI
 from fastapi.routing import APIRoute, _IncludedRouter, iter_route_contexts
 from fastapi.telemetry._api import _route_selected
+from starlette._exception_handler import wrap_app_handling_exceptions
 from starlette._utils import get_route_path
 from starlette.convertors import FloatConvertor, IntegerConvertor, StringConvertor, UUIDConvertor
 from starlette.requests import Request
@@ -67,8 +68,13 @@ class RouteTable(BaseRoute):
             and "fastapi.telemetry" not in scope
             and (values := plain.values(scope["path_params"])) is not None
         ):
-            answer = await plain.answer(Request(scope, receive, send), values)
-            await answer(scope, receive, send)
+            request = Request(scope, receive, send)
+
+            async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+                await (await plain.answer(request, values))(scope, receive, send)
+
+            # Here, as FastAPI does: a handler of errors gets this request, whose body may have been read.
+            await wrap_app_handling_exceptions(answer, request)(scope, receive, send)
             return
         _route_selected(scope=scope, path=route.path_format)  # names the trace's span
         await route.app(scope, receive, send)

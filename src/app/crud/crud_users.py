@@ -152,7 +152,7 @@ class CRUDUser(CRUDBase[User]):
         return await super().update(db, row, values)
 
     async def page_of_users(self, db: AsyncSession, paging: Paging) -> Page[User]:
-        """One page of users."""
+        """One page of users, in no session."""
         found = await _PAGE.all(db, offset=paging.offset, limit=paging.items_per_page)
         counted = found or await _COUNT.all(db)  # Past the last page there is no row to say it.
         total: int = counted[0]["total"]

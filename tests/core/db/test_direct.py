@@ -113,6 +113,35 @@ async def test_numbers_with_decimals_are_refused(engine: AsyncEngine) -> None:
         await ask(Question(select(func.random(type_=Float()).label("any"))))
 
 
+async def test_lists_of_values_are_refused(engine: AsyncEngine) -> None:
+    with pytest.raises(TypeError, match="ANY"):
+        await ask(Question(select(User.id).where(col(User.username).in_(["ada", "bob"]))))  # type: ignore[call-overload]  # as it is meant
+
+
+@pytest.mark.parametrize(
+    "change", ["ADD COLUMN more text", "ALTER COLUMN name TYPE text", "ALTER COLUMN id TYPE bigint"]
+)
+async def test_a_table_that_is_altered_meanwhile(engine: AsyncEngine, change: str) -> None:
+    async with transaction() as db:
+        name = (await create_user(db)).username
+    async with reading() as db:
+        assert await crud_users.look_up(db, name) is not None
+    async with transaction() as db:
+        await (await db.connection()).execute(text(f'ALTER TABLE "user" {change}'))
+    async with reading() as db:
+        assert await crud_users.look_up(db, name) is not None
+    assert lent(engine) == 0
+
+
+async def test_in_a_session_it_sees_what_that_has_changed(engine: AsyncEngine) -> None:
+    async with transaction() as db:
+        user = await create_user(db)
+        user.name = "Another"
+        found = await crud_users.look_up(db, user.username)
+        assert found is not None
+        assert found.name == "Another"
+
+
 async def test_no_value_is_made_up(engine: AsyncEngine) -> None:
     with pytest.raises(KeyError, match="by"):
         await ask(RATIO)

@@ -88,6 +88,16 @@ async def test_a_server_that_hangs_is_an_outage_as_soon_as_the_statement_has_had
     assert max(waited) < LIMIT + CLOSE + BUSY
 
 
+async def test_the_server_has_a_limit_too_where_there_is_one(settings: Settings) -> None:
+    for limited, expected in ((True, "10s"), (False, "0")):
+        pools = open_database(settings, time_limit=limited)
+        try:
+            async with reading() as db:
+                assert await ask(db, "SHOW statement_timeout") == expected
+        finally:
+            await close_database(pools)
+
+
 async def _fill_the_pool(connections: int) -> None:
     """So that nobody has to connect, which has a time limit of its own."""
     together = asyncio.Barrier(connections)

@@ -732,6 +732,21 @@ async def test_who_goes_while_a_node_is_parted_with_does_not_keep_it(patient: No
         assert await link.call(COUNT, "a") == b"1"
 
 
+@pytest.mark.parametrize("turns", range(1, 8))
+async def test_a_close_that_is_cut_off_is_done_all_the_same(patient: None, turns: int) -> None:
+    async with FakeCluster() as (one, two):
+        tasks = asyncio.all_tasks()
+        link = ClusterLink(cluster_url(one), "test")
+        await link.open()
+        closing = asyncio.create_task(link.close())
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        closing.cancel()
+        await asyncio.wait([closing])
+        await until(lambda: open_connections(one, two) == 0)
+        await until(lambda: asyncio.all_tasks() == tasks)
+
+
 async def test_a_link_that_was_never_opened_can_be_closed() -> None:
     link = ClusterLink(f"redis+cluster://127.0.0.1:{free_port()}", "test")
     with pytest.raises(LinkDown):

@@ -71,6 +71,7 @@ class Question:
         """
         if isinstance(db, Reader) and not db.in_transaction() and tracer() is None:
             return await self._ask_directly(db, values)
+        await db.flush()  # As a session does before it asks.
         connection = await db.connection()
         return [dict(row) for row in (await connection.execute(self._statement, values)).mappings()]
 
@@ -86,14 +87,15 @@ class Question:
         rows = [dict(row) for row in await _ask(db, compiled.text, sent)]
         for row in rows:
             for name, convert in compiled.results.items():
-                if row[name] is not None:
-                    row[name] = convert(row[name])
+                row[name] = convert(row[name])
         return rows
 
     @cached_property
     def _compiled(self) -> _Compiled:
         dialect = asyncpg_dialect()  # type: ignore[no-untyped-call]  # it has no annotation
         compiled = self._statement.compile(dialect=dialect)
+        if compiled.post_compile_params:
+            raise TypeError("An IN is written out for each execution: take `= ANY`, or a session.")
         values: list[Any] = []
         given: list[tuple[int, str, Convert]] = []
         for place, name in enumerate(compiled.positiontup or ()):

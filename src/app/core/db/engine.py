@@ -55,7 +55,7 @@ def create_engine(
             "timeout": CONNECT_TIMEOUT,
             "command_timeout": COMMAND_TIMEOUT if time_limit else None,
             "connection_class": _Connection,
-            "server_settings": {"application_name": "slipway"},
+            "server_settings": {"application_name": "slipway"} | _server_limit(settings, time_limit),
             **_for_shared(settings),
         },
     )
@@ -86,6 +86,16 @@ class _Connection(asyncpg.Connection):  # type: ignore[misc]  # it ships no type
     async def close(self, *, timeout: float | None = None) -> None:  # noqa: ASYNC109 -- asyncpg's own parameter
         """asyncpg's, which has the server stop what it still does. Raises: TimeoutError when it does not say so."""
         await super().close(timeout=CLOSE_TIMEOUT if timeout is None else min(timeout, CLOSE_TIMEOUT))
+
+
+def _server_limit(settings: PostgresSettings, time_limit: bool) -> dict[str, str]:
+    """The server's own limit, in milliseconds: a cancellation that does not arrive leaves no statement for ever.
+
+    PgBouncer passes no such setting on.
+    """
+    if not time_limit or _are_shared(settings):
+        return {}
+    return {"statement_timeout": str(round(2000 * COMMAND_TIMEOUT))}
 
 
 # ---- Behind PgBouncer, in transaction mode ----

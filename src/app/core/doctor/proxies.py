@@ -2,14 +2,14 @@
 
 from app.core.config import EnvironmentOption, ProxySettings, environment_of
 from app.core.doctor.finding import Finding, failed, ok, warning
-from app.core.settings.weaknesses import weaknesses
+from app.core.settings.weaknesses import anybodys_word
 
 CHECK = "proxies"
 
 
 def check_proxies(settings: ProxySettings) -> list[Finding]:
     """One finding."""
-    if any(weakness.name == "TRUSTED_PROXIES" for weakness in weaknesses(settings)):
+    if any(anybodys_word(settings)):
         remedy = "have TRUSTED_PROXIES name the networks of your own proxies only, such as 10.0.0.0/8"
         return [failed(CHECK, "anybody can claim to come from any address, and so has no limit", remedy)]
     if settings.TRUSTED_PROXIES:

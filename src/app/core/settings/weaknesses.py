@@ -57,7 +57,7 @@ def weaknesses(settings: object) -> list[Weakness]:
             for name, value in _secrets_in_use(settings)
             if _WEAK[name](value)
         ]
-    return [*found, *_in_clear_text(settings), *_anybodys_word(settings)]
+    return [*found, *_in_clear_text(settings), *anybodys_word(settings)]
 
 
 def is_this_machine(host: str | None) -> bool:
@@ -110,7 +110,8 @@ def _sends_headers_in_clear_text(settings: Any) -> bool:
     return not names <= {"", *_HARMLESS_HEADERS}
 
 
-def _anybodys_word(settings: object) -> Iterator[Weakness]:
+def anybodys_word(settings: object) -> Iterator[Weakness]:
+    """Those about whose word counts for where a request comes from."""
     trusted = [network for network in getattr(settings, "TRUSTED_PROXIES", ()) if network != UNIX]
     if any(_is_anybodys(parse_network(network)) for network in trusted):
         yield Weakness(

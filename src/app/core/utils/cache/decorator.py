@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from functools import partial, wraps
+from functools import wraps
 from inspect import Parameter, Signature, isasyncgenfunction, isgeneratorfunction, signature
 from math import isfinite
 from typing import Any, Final
@@ -15,7 +15,6 @@ from starlette.responses import Response
 
 from app.core.db.replica import may_lag
 from app.core.exceptions.cache_exceptions import InvalidRequestError
-from app.core.plain_routes import begins_early
 from app.core.route_table import route_of
 from app.core.utils.cache.keys import Template, id_source
 from app.core.utils.cache.metrics import Meter
@@ -26,7 +25,6 @@ from app.core.utils.cache.reading import Reading
 _READING: Final = {"GET", "HEAD"}
 _REQUEST, _RESPONSE = "_cache_request", "_cache_response"  # injected where a handler does not ask for them
 _PLAN, _WRAPPED_BY = "__cached__", "__cached_by__"
-_AHEAD: Final = "slipway.cache_reading"  # in a request's scope: one that has looked ahead
 
 
 def cache(
@@ -145,37 +143,17 @@ def _wrapped(plan: Plan) -> Callable[..., Awaitable[Any]]:
             arguments = {**plan.own.bind_partial(*positional).arguments, **arguments}
         request: Request | None = _injected(arguments, plan.request_name, _REQUEST)
         injected: Response | None = _injected(arguments, plan.response_name, _RESPONSE)
-        ahead: Reading | None = request.scope.pop(_AHEAD, None) if request is not None else None
-        if ahead is not None:
-            return await ahead.answer(injected or Response(), arguments)
         route = route_of(request.scope) if request is not None else None
         if request is None or route is None or (cache := cache_of(request)) is None:
             return await plan.call(arguments)  # By hand, as in a test of the handler; or without a cache.
         if request.method in _READING:
-            return await Reading(plan, cache, route, request).answer(injected or Response(), arguments)
+            return await Reading(plan, cache, route, request, injected or Response(), arguments).answer()
         return await plan.write(cache, arguments)
 
     vars(endpoint).pop(_WRAPPED_BY, None)  # Copied, when the handler is cached in another way as well.
     vars(endpoint).update({"__signature__": _signature_with_ours(plan), _PLAN: plan})
-    if plan.unless is None:
-        begins_early(endpoint, partial(_look_ahead, plan))
     setattr(plan.handler, _WRAPPED_BY, endpoint)
     return endpoint
-
-
-def _look_ahead(plan: Plan, request: Request, route: Any, arguments: Mapping[str, Any]) -> Callable[[], None]:
-    """Asks for the stored answer before the dependencies are called: in the same write as what they ask.
-
-    Returns: what says that it is not wanted, since one of them has refused.
-    """
-    if request.method not in _READING or (cache := cache_of(request)) is None:
-        return _nothing
-    reading = request.scope[_AHEAD] = Reading(plan, cache, route, request)
-    reading.look_ahead(arguments)
-    return reading.abandon
-
-
-def _nothing() -> None: ...
 
 
 def _injected(arguments: dict[str, Any], own_name: str | None, our_name: str) -> Any:

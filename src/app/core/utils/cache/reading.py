@@ -2,7 +2,7 @@
 
 import random
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from time import perf_counter
 from typing import Any, Final
 
@@ -16,7 +16,7 @@ from app.core.utils.cache.keys import variant_of
 from app.core.utils.cache.opened import Cache
 from app.core.utils.cache.plan import Plan
 from app.core.utils.cache.route import CREDENTIALS, credentials
-from app.core.utils.cache.store import RECENTLY, Asked, Held, Lease
+from app.core.utils.cache.store import RECENTLY, Held, Lease
 from app.core.utils.redis_link import LinkError
 
 LARGEST_BODY: Final = 524_288  # bytes; a larger answer is not stored, since it would hold up the others
@@ -37,54 +37,30 @@ def identify_caller(request: HTTPConnection, *parts: object) -> None:
 class Reading:
     """One request to a cached GET."""
 
-    injected: Response
-    arguments: dict[str, Any]
-    given: RawHeaders
-
-    def __init__(self, plan: Plan, cache: Cache, route: Any, request: Request) -> None:
+    def __init__(
+        self, plan: Plan, cache: Cache, route: Any, request: Request, injected: Response, arguments: dict[str, Any]
+    ) -> None:
         self.plan = plan
         self.cache = cache
         self.route = route
         self.request = request
-        self.ahead: tuple[str, bytes, Asked | None] | None = None  # key and variant, and what was asked about them
+        self.injected = injected
+        self.arguments = arguments
+        self.given = list(injected.raw_headers)  # by dependencies, for this answer alone
         self.inputs = plan.inputs_of(route)
         self.private = self.inputs.signed_in if plan.private is None else plan.private
         # When it came in. Where nobody has noted it, it could have been long ago.
         self.started: float = request.scope.get(STARTED, perf_counter() - RECENTLY + 1)
 
-    def look_ahead(self, arguments: Mapping[str, Any]) -> None:
-        """Asks for the stored answer already, before whatever else this request has to wait for.
-
-        Args:
-            arguments: of the handler, as far as they are known.
-        """
-        if self.cache.usable and not self.inputs.unknown and self._tells_callers_apart():
-            key, variant = self.plan.key(arguments), self._variant()
-            self.ahead = key, variant, self.cache.store.ask_ahead(key, variant)
-
-    def abandon(self) -> None:
-        """Nobody wants to know any more what was asked ahead."""
-        if self.ahead is not None and (asked := self.ahead[2]) is not None:
-            asked.reply.cancel()
-
-    async def answer(self, injected: Response, arguments: dict[str, Any]) -> Response:
-        """The answer: from the cache, or computed.
-
-        Args:
-            injected: the response on which dependencies have set headers, and the handler may.
-            arguments: the handler's.
-        """
-        self.injected, self.arguments = injected, arguments
-        self.given = list(injected.raw_headers)  # by dependencies, for this answer alone
+    async def answer(self) -> Response:
+        """The answer: from the cache, or computed."""
         plan, meter = self.plan, self.plan.meter
         plan.refuse_to_invalidate()
         skipped = self.inputs.unknown or (plan.unless is not None and self.arguments[plan.unless])
         if skipped or not self.cache.usable or not self._tells_callers_apart():
-            self.abandon()
             return await self._compute(None, b"BYPASS")
         try:
-            key, variant, asked = self.ahead or (plan.key(arguments), self._variant(), None)
-            found, state = await self._look_up(key, variant, asked)
+            found, state = await self._look_up(plan.key(self.arguments), self._variant())
         except LinkError:
             found, state = None, b"BYPASS"
         if isinstance(found, Entry):
@@ -92,10 +68,10 @@ class Reading:
             return self._answer_of(found, state)
         return await self._compute(found, state)
 
-    async def _look_up(self, key: str, variant: bytes, asked: Asked | None) -> tuple[Entry | Lease | None, bytes]:
+    async def _look_up(self, key: str, variant: bytes) -> tuple[Entry | Lease | None, bytes]:
         """What is stored; or the lease to compute it; or neither, when it is not to be stored."""
         plan, store = self.plan, self.cache.store
-        stored = await store.get(key, variant, asked)
+        stored = await store.get(key, variant)
         entry = Entry.load(stored)
         now = _milliseconds()
         if entry is not None and not (plan.allow_no_cache and self._asks_anew()):

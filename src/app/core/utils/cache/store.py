@@ -58,14 +58,6 @@ class Held:
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """A stored answer that was asked for ahead."""
-
-    epoch: int
-    reply: asyncio.Future[bytes | None]
-
-
-@dataclass(frozen=True, slots=True)
 class _Request:
     """One that waits, and when it began."""
 
@@ -112,20 +104,11 @@ class Store:
         self._epoch += 1
         self._began = perf_counter()
 
-    def ask_ahead(self, key: str, variant: bytes) -> Asked | None:
-        """Sends what `get` would, in the same write as whatever else is sent in this turn of the event loop.
-
-        None where that cannot be. Whoever does not `get` it has to cancel the reply.
-        """
-        if not isinstance(self.link, Link) or not self.link.up:
-            return None
-        return Asked(self._epoch, self.link.ask("HGET", key, b"v" + variant))
-
-    async def get(self, key: str, variant: bytes, asked: Asked | None = None) -> bytes | None:
-        """The stored answer. One command, which is all that a hit costs; it may have been `asked` for already."""
-        epoch = self._epoch if asked is None else asked.epoch
+    async def get(self, key: str, variant: bytes) -> bytes | None:
+        """The stored answer. One command, which is all that a hit costs."""
+        epoch = self._epoch
         try:
-            stored: bytes | None = await (self.link.ask("HGET", key, b"v" + variant) if asked is None else asked.reply)
+            stored: bytes | None = await self.link.ask("HGET", key, b"v" + variant)
         except Refused as refused:
             if not str(refused).startswith("WRONGTYPE"):  # Something else's key, which `take` removes.
                 raise

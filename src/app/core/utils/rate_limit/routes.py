@@ -7,8 +7,6 @@ from fastapi import FastAPI
 from fastapi.dependencies.models import Dependant
 from fastapi.routing import APIRoute, iter_route_contexts
 
-from app.core.plain_routes import harmless
-
 _LIMITS: Final = "__rate_limits__"
 
 DependencyT = TypeVar("DependencyT", bound=Callable[..., Any])
@@ -17,7 +15,6 @@ DependencyT = TypeVar("DependencyT", bound=Callable[..., Any])
 def limits_routes(dependency: DependencyT) -> DependencyT:
     """Marks a dependency as one that counts requests: routes that have it are those that rules can name."""
     setattr(dependency, _LIMITS, True)
-    harmless(dependency)
     return dependency
 
 

@@ -56,8 +56,11 @@ class Nodes:
         self._keeper = asyncio.create_task(self._keep_looking())
 
     async def close(self) -> None:
-        """Closes every connection."""
+        """Closes every connection, even when whoever asks for it is cancelled meanwhile."""
         self._closed = True
+        await asyncio.shield(asyncio.create_task(self._close()))
+
+    async def _close(self) -> None:
         if self._keeper is not None:
             self._keeper.cancel()
             await asyncio.wait([self._keeper], timeout=CONNECT_TIMEOUT)
