@@ -40,7 +40,7 @@ from tests.durable_jobs import (
     until,
     working,
 )
-from tests.helper import create_user
+from tests.helper import create_user, until_waited_for
 
 pytestmark = pytest.mark.anyio
 
@@ -98,8 +98,11 @@ async def test_a_locked_row_costs_no_other_job_its_lease(db: AsyncSession, short
             lock = text("SELECT 1 FROM job WHERE id = :id FOR UPDATE")
             await (await other.connection()).execute(lock, {"id": ids[1]})
             await asyncio.sleep(2 * SHORT_LEASE)
+            second.may_end.set()
+            await until_waited_for(
+                other
+            )  # Once the row is free, its end comes before any claim.
         first.may_end.set()
-        second.may_end.set()
         rows = [await becomes(job_id, "succeeded") for job_id in ids]
     assert [(row.attempt, row.runs) for row in rows] == [(1, 1), (1, 1)]
     assert await all_done() == ["first", "second"]
