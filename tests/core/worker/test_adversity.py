@@ -99,9 +99,7 @@ async def test_a_locked_row_costs_no_other_job_its_lease(db: AsyncSession, short
             await (await other.connection()).execute(lock, {"id": ids[1]})
             await asyncio.sleep(2 * SHORT_LEASE)
             second.may_end.set()
-            await until_waited_for(
-                other
-            )  # Once the row is free, its end comes before any claim.
+            await until_waited_for(other)  # Once the row is free, its end comes before any claim.
         first.may_end.set()
         rows = [await becomes(job_id, "succeeded") for job_id in ids]
     assert [(row.attempt, row.runs) for row in rows] == [(1, 1), (1, 1)]
