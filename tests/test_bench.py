@@ -97,7 +97,8 @@ def test_what_is_no_url_or_header_is_said(url: str, header: str, said: str) -> N
         others(url, ["/"], [header], "GET")
 
 
-def test_another_server_is_looked_at_before_anything_is_measured() -> None:
+def test_another_server_is_looked_at_before_anything_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{free_port()}")  # wrk goes by no proxy.
     with pytest.raises(SystemExit, match="no answer"):
         look_at(Asked(f"http://127.0.0.1:{free_port()}/"))
     with server("bench.bare:app") as address:
@@ -113,7 +114,16 @@ def test_another_server_is_looked_at_before_anything_is_measured() -> None:
 
 
 @pytest.mark.parametrize(
-    "words", ["--path /x", "--case nothing", "--growth --url http://x", "--growth --case ping", "--url x", "--url ''"]
+    "words",
+    [
+        "--path /x",
+        "--case nothing",
+        "--growth --url http://x",
+        "--growth --case ping",
+        "--growth --path /x",
+        "--url x",
+        "--url ''",
+    ],
 )
 def test_words_that_go_with_nothing_are_refused_in_one_line(monkeypatch: pytest.MonkeyPatch, words: str) -> None:
     monkeypatch.setattr("bench.__main__.find_wrk", str)
@@ -211,7 +221,12 @@ def test_a_quick_run_measures_all_kinds_of_things(tmp_path: Path) -> None:
     assert (sql["ping"], sql["cached GET, hit"], sql["GET /user/me/"]) == (0, 0, 1)
     assert found["GET /user/me/"]["valkey_commands"] == 1
     assert found["cached GET, hit"]["valkey_commands"] == 2
+    trips = {name: case.get("valkey_round_trips") for name, case in found.items()}
+    assert (trips["ping"], trips["cached GET, hit"], trips["GET /user/me/"]) == (0, 2, 1)
     assert figures["jobs"]["done_per_second"] > 0
+    assert 0 < figures["make_run"]["later start, seconds"] < 60
     assert figures["health_while_logging_in"]["logins_per_second"] > 0
-    assert "| ping |" in (tmp_path / "latest.md").read_text()
+    page = (tmp_path / "latest.md").read_text()
+    assert "| ping |" in page
+    assert "| Valkey round trips: cached GET, hit | 2 | 2 | | met |" in page
     assert "<svg" in (tmp_path / "index.html").read_text()

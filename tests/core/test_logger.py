@@ -82,6 +82,21 @@ def test_a_requests_line_is_what_logging_would_have_made_of_it(
     assert fast == slow
 
 
+def test_a_requests_time_goes_on_from_second_to_second(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configure_logging(EnvironmentOption.PRODUCTION)
+    for nanoseconds in (1_790_000_000_000_001_000, 1_790_000_000_999_999_999, 1_790_000_001_000_000_000, 0):
+        monkeypatch.setattr("app.core.logger.time.time_ns", lambda now=nanoseconds: now)
+        logger.log_request("abc", "GET", "/", 200, 0.001)
+    assert [json.loads(line)["timestamp"] for line in capsys.readouterr().out.splitlines()] == [
+        "2026-09-21T14:13:20.000001Z",
+        "2026-09-21T14:13:20.999999Z",
+        "2026-09-21T14:13:21.000000Z",
+        "1970-01-01T00:00:00.000000Z",
+    ]
+
+
 async def lines_of(
     client: httpx2.AsyncClient, capsys: pytest.CaptureFixture[str], *requests: tuple[str, dict[str, str]]
 ) -> list[dict[str, Any]]:

@@ -20,10 +20,7 @@ def header(scope: Scope | Message, name: bytes) -> bytes | None:
 
 def has_header(scope: Scope | Message, names: Container[bytes]) -> bool:
     """Whether there is a header of any of these names."""
-    for given, _ in scope["headers"]:  # noqa: SIM110 -- half of what any() takes
-        if given in names:
-            return True
-    return False
+    return any(given in names for given, _ in scope["headers"])
 
 
 def with_headers(message: Message, *added: RawHeader) -> Message:

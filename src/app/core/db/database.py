@@ -254,8 +254,6 @@ class _Reading(AbstractAsyncContextManager[AsyncSession]):
         try:
             if error is None and isinstance(self._db, _OneTransaction):
                 await self._db.commit()
-        except PoolTimeoutError as late:
-            raise DatabaseUnavailable from late
         finally:
             await _close(self._db)
         if isinstance(error, PoolTimeoutError):

@@ -128,7 +128,8 @@ def detached(model: type[ModelT], found: Found) -> ModelT:
     row: ModelT = manager_of_class(model).new_instance()
     values = {name: found[name] for name in _columns(mapper)}
     row.__dict__.update(values)
-    instance_state(row).key = mapper.identity_key_from_primary_key((values["id"],))
+    key = tuple(values[mapper.get_property_by_column(column).key] for column in mapper.primary_key)
+    instance_state(row).key = mapper.identity_key_from_primary_key(key)
     return row
 
 
