@@ -152,7 +152,7 @@ def _empty_response() -> Response:
     """One to set headers and a status on, as FastAPI makes it: without those of a body."""
     response = Response.__new__(Response)
     response.body, response.raw_headers, response.background = b"", [], None
-    response.status_code = None  # type: ignore[assignment]
+    response.status_code = None  # type: ignore[assignment]  # until a handler sets one
     return response
 
 
