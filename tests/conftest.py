@@ -45,8 +45,9 @@ from tests.processes import IN_FULL
 
 pytest_plugins = ["tests.canaries"]
 
-# Of two processes that look for a free port at once, none finds the other's.
-_NUMBER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 12
+# Test processes that run at the same time take their ports from different ranges.
+_WORKER = os.environ.get("PYTEST_XDIST_WORKER")
+_NUMBER = (int(_WORKER.removeprefix("gw")) if _WORKER else os.getpid()) % 12
 server.PORTS = range(20_000 + 1_000 * _NUMBER, 21_000 + 1_000 * _NUMBER)
 
 # The app is a quarter of a million objects that stay: the collector would look through them again and again.
