@@ -3,7 +3,7 @@
 import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.core.exceptions.problem_response import problem_response
+from app.core.exceptions.problem_response import INTERNAL, problem_response
 
 log = structlog.stdlib.get_logger("slipway.error")
 
@@ -31,5 +31,5 @@ class ErrorMiddleware:
             log.exception("unhandled error", method=scope["method"], path=scope["path"])
             if begun:
                 raise  # Too late for another answer: the server must break the connection off.
-            problem = problem_response(scope["state"]["request_id"], 500, detail="Something went wrong here.")
+            problem = problem_response(scope["state"]["request_id"], 500, detail=INTERNAL)
             await problem(scope, receive, send)

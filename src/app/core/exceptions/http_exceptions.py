@@ -1,10 +1,11 @@
 """The errors an answer can be: one tree, shown as `application/problem+json` (RFC 9457)."""
 
 import re
-from http import HTTPStatus
 from typing import Any, ClassVar
 
 from starlette.exceptions import HTTPException
+
+from app.core.exceptions.statuses import phrase_of
 
 
 class Problem(HTTPException):
@@ -26,9 +27,9 @@ class Problem(HTTPException):
         """
         Args:
             detail: what to tell the caller instead of the class's text.
-            members: extension members of the problem document.
+            members: extension members of the problem document, of any type that a response model can have.
         """
-        super().__init__(self.status, detail or self.text or HTTPStatus(self.status).phrase, self.extra_headers)
+        super().__init__(self.status, detail or self.text or phrase_of(self.status), self.extra_headers)
         self.members = members
 
     @classmethod

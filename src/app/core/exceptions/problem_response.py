@@ -1,8 +1,7 @@
 """How errors look to the caller: every one, the framework's own included, as RFC 9457 problem details."""
 
 import json
-from collections.abc import Mapping
-from http import HTTPStatus
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import structlog
@@ -16,12 +15,15 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from app.core.exceptions.http_exceptions import Problem
+from app.core.exceptions.problem_members import jsonable, raw_headers, text_and_members
+from app.core.exceptions.statuses import allows_body, ends_a_request, let_uvicorn_send, phrase_of
 
 MEDIA_TYPE = "application/problem+json"
 log = structlog.stdlib.get_logger("slipway.problem")
 
 MOST_FAULTS = 20
 LONGEST_NAME = 100
+INTERNAL = "Something went wrong here."
 
 
 class ProblemResponse(Response):
@@ -48,20 +50,29 @@ def problem_response(
     *,
     kind: str = "about:blank",
     detail: str | None = None,
-    headers: Mapping[str, str] | None = None,
+    headers: Mapping[str, Any] | None = None,
     members: Mapping[str, Any] | None = None,
-) -> ProblemResponse:
-    """A problem document as an answer; `members` are its extension members."""
-    phrase = HTTPStatus(status).phrase
-    document = {
-        "type": kind,
-        "title": phrase,
-        "status": status,
-        "detail": detail or phrase,
-        "request_id": request_id,
-        **(members or {}),
-    }
-    return ProblemResponse(document, status, headers)
+) -> Response:
+    """A problem document as an answer.
+
+    Args:
+        request_id: the id of the request, in the document.
+        status: 200 to 999. One that allows no body, such as 204, gets none.
+        kind: the `type` of the problem.
+        detail: the text for the caller; by default the status's phrase.
+        headers: of the answer; a list as a value gives one header per item.
+        members: extension members, any of JSON's. A `type`, `title`, `detail` or `instance` replaces the standard one.
+    """
+    let_uvicorn_send(status)
+    if not allows_body(status):
+        response = Response(status_code=status)
+    else:
+        phrase = phrase_of(status)
+        document = {"type": kind, "title": phrase, "status": status, "detail": detail or phrase}
+        document |= {"request_id": request_id, **{name: jsonable(value) for name, value in (members or {}).items()}}
+        response = ProblemResponse(document | {"status": status, "request_id": request_id}, status)
+    response.raw_headers.extend(raw_headers(headers))
+    return response
 
 
 def _on_http_exception(request: Request, error: Exception) -> Response:
@@ -72,40 +83,58 @@ def _on_http_exception(request: Request, error: Exception) -> Response:
 def answer_to(request: Request, error: HTTPException) -> Response:
     """The problem document for an error; one that is our own fault is logged with its cause."""
     problem = error if isinstance(error, Problem) else None
-    if error.status_code >= 500:  # The caller is told to come back; what is wrong is for the log.
+    status = error.status_code
+    if not ends_a_request(status):
+        log.error("no answer can have this status", status=status, problem=type(error).__name__)
+        return problem_response(request_id_of(request), 500, detail=INTERNAL)
+    if status >= 500:  # The caller is told to come back; what is wrong is for the log.
         log.warning("refused", problem=type(error).__name__, cause=repr(error.__cause__))
-    headers = dict(error.headers or {})
-    if error.status_code == 405:
-        headers["Allow"] = ", ".join(allowed_methods(request)) or headers.get("Allow", "GET, HEAD")
-    return problem_response(
+    text, members = text_and_members(error.detail)
+    response = problem_response(
         request_id_of(request),
-        error.status_code,
+        status,
         kind=problem.problem_type() if problem else "about:blank",
-        detail=str(error.detail),
-        headers=headers,
-        members=problem.members if problem else None,
+        detail=text,
+        headers=error.headers,
+        members=members | problem.members if problem else members,
     )
+    if status == 405:
+        response.headers["Allow"] = ", ".join(allowed_methods(request)) or response.headers.get("Allow", "GET, HEAD")
+    return response
 
 
 def _on_validation_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)  # noqa: S101 -- registered for nothing else
-    # Neither the input nor the context is echoed: they can hold a password, or what JSON cannot say.
-    faults = [
-        {"loc": [_shortened(part) for part in fault["loc"]], "msg": fault["msg"], "type": fault["type"]}
-        for fault in error.errors()[:MOST_FAULTS]
-    ]
+    faults = error.errors()
+    listed = list(faults) if isinstance(faults, Iterable) and not isinstance(faults, str | Mapping) else [faults]
     return problem_response(
         request_id_of(request),
         422,
         kind="urn:problem-type:invalid-request",
         detail="The request is not valid.",
-        members={"errors": faults},
+        members={"errors": [_fault(fault) for fault in listed[:MOST_FAULTS]]},
     )
 
 
-def _shortened(part: int | str) -> int | str:
+def _fault(fault: Any) -> dict[str, Any]:
+    """One fault, as Pydantic describes it, or as a handler that raises the error itself may.
+
+    Neither the input nor the context is echoed: they can hold a password, or what JSON cannot say.
+    """
+    if not isinstance(fault, Mapping):
+        fault = {"msg": fault} if isinstance(fault, str) else {}
+    loc = fault.get("loc", ())
+    parts = loc if isinstance(loc, list | tuple) else (loc,)
+    return {
+        "loc": [_shortened(part) for part in parts],
+        "msg": str(fault.get("msg", "Invalid value.")),
+        "type": str(fault.get("type", "value_error")),
+    }
+
+
+def _shortened(part: object) -> int | str:
     """A place in the request; the name of an unknown field is the caller's and can be of any length."""
-    return part if isinstance(part, int) else part[:LONGEST_NAME]
+    return part if isinstance(part, int) else str(part)[:LONGEST_NAME]
 
 
 def allowed_methods(request: Request) -> list[str]:
