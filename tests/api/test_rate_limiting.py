@@ -366,7 +366,7 @@ async def test_whoever_waits_as_told_is_let_through(calling: From, db: AsyncSess
 async def test_what_is_refused_is_not_counted(calling: From, stored: Any) -> None:
     client = calling("203.0.113.200")
     await statuses(lambda: client.get("tiers"), 20)
-    (key,) = stored.keys("rate:{address:203.0.113.200}:*")
+    (key,) = stored.keys("rate:{address:203.0.113.200}:*:log")
     assert stored.zcard(key) == 3
     assert 0 < stored.pttl(key) <= 60_000
 

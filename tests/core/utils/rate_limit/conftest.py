@@ -55,6 +55,11 @@ class Caller:
         self.subject = subject
         self.now = now
 
+    @property
+    def list_of_periods(self) -> str:
+        """The key of the list of the periods that were counted last."""
+        return f"rate:{{{self.subject}}}:/thing:periods"
+
     def keys(self, period: float) -> list[str]:
         """The log and the sub-windows of a window of so many seconds."""
         return [f"rate:{{{self.subject}}}:/thing:{period}:{form}" for form in ("log", "sub")]
@@ -69,8 +74,9 @@ class Caller:
 
     def ask_often(self, times: int, *windows: tuple[int, float], cost: int = 1) -> list[Reply]:
         """So many requests at once."""
-        keys = [key for _, period in windows for key in self.keys(period)]
-        words: list[Any] = [cost, *(n for limit, period in windows for n in (limit, round(period * SECOND)))]
+        keys = [self.list_of_periods, *(key for _, period in windows for key in self.keys(period))]
+        words: list[Any] = [cost, " ".join(str(period) for _, period in windows), len(windows)]
+        words += [n for limit, period in windows for n in (limit, round(period * SECOND))]
         if self.now is not None:
             words += divmod(self.now, SECOND)
         pipeline = self.client.pipeline(transaction=False)
@@ -81,8 +87,10 @@ class Caller:
         answers = pipeline.execute()
         step = 1 + len(keys)
         for first in range(0, len(answers), step):
-            for number, left in enumerate(answers[first + 1 : first + step]):
-                assert left == -2 or 0 <= left <= windows[number // 2][1] * 1000 * SLACK + 2, (keys[number], left)
+            longest = max(period for _, period in windows)
+            periods = [longest, *(period for _, period in windows for _ in range(2))]
+            for key, period, left in zip(keys, periods, answers[first + 1 : first + step], strict=True):
+                assert left == -2 or 0 <= left <= period * 1000 * SLACK + 2, (key, left)
         return [_reply(answer) for answer in answers[::step]]
 
 

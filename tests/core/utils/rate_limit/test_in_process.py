@@ -209,12 +209,12 @@ def test_those_who_were_seen_last_are_remembered(outage: Outage, monkeypatch: py
         assert outage.passes(window, subject=f"user:{number}")
     assert not outage.passes(window, subject="user:0")  # It is the one seen last, now.
     assert outage.passes(window, subject="user:100")
-    assert len(outage.limiter._counters) == 100
+    assert len(outage.limiter._buckets) == 100
     assert not outage.passes(window, subject="user:0")
     assert outage.passes(window, subject="user:1")  # Forgotten.
     for number in range(1000):
         outage.ask(window, subject=f"another:{number}")
-    assert len(outage.limiter._counters) == 100
+    assert len(outage.limiter._buckets) == 100
 
 
 def test_one_window_is_a_sub_window_s_worth_of_memory_however_much_is_asked(outage: Outage) -> None:
@@ -222,7 +222,8 @@ def test_one_window_is_a_sub_window_s_worth_of_memory_however_much_is_asked(outa
     for _ in range(20_000):
         outage.ask(window)
         outage.clock.now += 0.01
-    (counter,) = outage.limiter._counters.values()
+    (bucket,) = outage.limiter._buckets.values()
+    (counter,) = bucket.counters.values()
     assert len(counter._subs) <= SUB_WINDOWS + 1
 
 
@@ -230,7 +231,7 @@ def test_after_the_outage_all_is_forgotten(outage: Outage) -> None:
     window = Window(1, PERIOD)
     outage.ask(window)
     outage.limiter.forget()
-    assert outage.limiter._counters == {}
+    assert outage.limiter._buckets == {}
     assert outage.passes(window)
 
 

@@ -58,7 +58,7 @@ async def limit(request: HTTPConnection, user_id: int | None = None, tier_id: in
     if limiter is None or limiter.mode is RateLimitMode.OFF:
         return
     cost = getattr(request.scope["endpoint"], _COST, 1)
-    rule = limiter.rules.find(tier_id, template_of(request))
+    rule = limiter.rules.find(tier_id, template_of(request), request.scope.get("method", ""))
     if rule is None or cost == 0:
         return
     subject = address_subject(request) if user_id is None else user_subject(user_id)
@@ -96,8 +96,8 @@ def address_subject(request: HTTPConnection) -> str:
 
 
 def template_of(request: HTTPConnection) -> str:
-    """The template of the route that was found, with all prefixes, as rules name it."""
-    return canonical(getattr(route_of(request.scope), "path", None) or request.scope["path"])
+    """The template of the route that was found, with all prefixes, as rules and OpenAPI name it."""
+    return canonical(getattr(route_of(request.scope), "path_format", None) or request.scope["path"])
 
 
 def _violated(decision: Decision, cost: int) -> list[str]:

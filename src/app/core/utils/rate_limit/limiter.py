@@ -100,9 +100,9 @@ class Limiter:
 
     async def _ask(self, subject: str, rules: tuple[Rule, ...], cost: int) -> tuple[list[int], bool]:
         keys = tuple([key for rule in rules for key in rule.keys(subject)])
-        numbers = [number for rule in rules for number in rule.numbers]
+        arguments = [argument for rule in rules for argument in rule.arguments]
         try:
-            return await self.link.call(DECIDE, keys, cost, *numbers), False
+            return await self.link.call(DECIDE, keys, cost, *arguments), False
         except LinkError:
             return self.in_process.decide(subject, rules, cost), True
 

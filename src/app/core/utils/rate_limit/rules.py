@@ -1,8 +1,10 @@
-"""The rules, compiled: which one applies to a tier's callers on a route is two look-ups in memory."""
+"""The rules, compiled: which one applies to a tier's callers on a route is a few look-ups in memory."""
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Final
 from urllib.parse import quote
 
@@ -14,6 +16,7 @@ from app.core.utils.rate_limit.metrics import Meter
 
 EVERY_PATH: Final = "*"
 PREFIX: Final = b"rate"
+_CONVERTOR: Final = re.compile(r":[a-zA-Z_][a-zA-Z0-9_]*}")  # of a path parameter, as in {id:int}
 
 # Not through `app.models`: core points down only, and whoever leaves our models out has no such table.
 _RULES = text('SELECT tier_id, name, path, "limit", period, additional_windows FROM rate_limit ORDER BY id')
@@ -35,12 +38,14 @@ class Rule:
 
     Attributes:
         name: what its administrators call it.
-        path: a route template, or `*` for all that have no rule of their own. Names the bucket.
+        path: a route template, a method and a template (`POST /api/v1/tier`), or `*` for all routes without a rule of
+            their own. Names the bucket.
         windows: all of them have to have room.
         tier_id: the tier it belongs to; None: it is the default.
         key: tells it from all others.
-        suffixes: of the keys, two for each window.
-        numbers: limit and period in microseconds of each window, as the script takes them.
+        suffixes: of the keys: the list of periods, then two for each window.
+        arguments: what the script takes beside the keys: the periods, the number of windows, and the limit and the
+            period in microseconds of each.
         policies: the windows' names in the `RateLimit` headers.
         policy_header: the whole `RateLimit-Policy`.
         meter: its metrics.
@@ -52,13 +57,14 @@ class Rule:
     tier_id: int | None = field(default=None, compare=False)
     key: str = field(init=False, compare=False)
     suffixes: tuple[bytes, ...] = field(init=False)
-    numbers: tuple[int, ...] = field(init=False)
+    arguments: tuple[int | str, ...] = field(init=False)
     policies: tuple[bytes, ...] = field(init=False)
     policy_header: bytes = field(init=False)
     meter: Meter = field(init=False, compare=False)
 
     def __post_init__(self) -> None:
-        buckets = [f"{canonical(self.path)}:{window.period}".encode() for window in self.windows]
+        bucket = canonical(self.path).encode()
+        stores = [b"%b:%d" % (bucket, window.period) for window in self.windows]
         # A quoted string of RFC 9651 is printable ASCII; windows after the first are told apart by their period.
         names = [quote(self.name, safe=" !#$&'()*+,-./:;<=>?@[]^_`{|}~")]
         names += [f"{names[0]}-{window.period}s" for window in self.windows[1:]]
@@ -66,8 +72,8 @@ class Rule:
         items = [b"%b;q=%d;w=%d" % (name, *_pair(window)) for name, window in zip(policies, self.windows, strict=True)]
         for name, value in (
             ("key", rule_key(self.tier_id, self.path)),
-            ("suffixes", tuple(bucket + form for bucket in buckets for form in (b":log", b":sub"))),
-            ("numbers", tuple(n for window in self.windows for n in (window.limit, window.period * 1_000_000))),
+            ("suffixes", (bucket + b":periods", *(store + form for store in stores for form in (b":log", b":sub")))),
+            ("arguments", _arguments(self.windows)),
             ("policies", policies),
             ("policy_header", b", ".join(items)),
             ("meter", Meter(self.path)),
@@ -75,7 +81,7 @@ class Rule:
             object.__setattr__(self, name, value)
 
     def keys(self, subject: str) -> tuple[bytes, ...]:
-        """The keys of a subject's windows. The subject is their hash tag: a cluster keeps all of them together."""
+        """The keys of a subject under this rule. The subject is their hash tag: a cluster keeps them together."""
         prefix = b"%b:{%b}:" % (PREFIX, subject.encode())
         return tuple([prefix + suffix for suffix in self.suffixes])
 
@@ -84,9 +90,27 @@ def _pair(window: Window) -> tuple[int, int]:
     return window.limit, window.period
 
 
+def _arguments(windows: tuple[Window, ...]) -> tuple[int | str, ...]:
+    periods = " ".join(str(window.period) for window in windows)
+    return periods, len(windows), *(n for window in windows for n in (window.limit, window.period * 1_000_000))
+
+
+@lru_cache(maxsize=4096)
 def canonical(path: str) -> str:
-    """A template under which one route with and without a slash at its end is the same."""
-    return path.rstrip("/") or "/"
+    """Return the one spelling of what a rule names.
+
+    A slash at the end does not count, and neither does a convertor: `/file/{path:path}/` is `/file/{path}`, as OpenAPI
+    spells it. A method is in capitals, with one space after it.
+    """
+    method, template = split_path(path)
+    template = _CONVERTOR.sub("}", template.rstrip("/")) or "/"
+    return template if method is None else f"{method} {template}"
+
+
+def split_path(path: str) -> tuple[str | None, str]:
+    """Return the method, or None, and the template that a rule names."""
+    method, space, template = path.partition(" ")
+    return (method.upper(), template.lstrip(" ")) if space else (None, path)
 
 
 def rule_key(tier_id: int | None, path: str) -> str:
@@ -106,12 +130,20 @@ class Rules:
         self._default = default
         self._of_tiers = {tier: {canonical(rule.path): rule for rule in rules} for tier, rules in of_tiers.items()}
 
-    def find(self, tier_id: int | None, path: str) -> Rule | None:
-        """The rule for a route: the tier's for its template, else the tier's for every path, else the default."""
+    def find(self, tier_id: int | None, path: str, method: str = "") -> Rule | None:
+        """Return the rule for a route, the most exact one of the tier, else the default.
+
+        A rule for the method and the template comes before one for the template, and that before one for every path.
+
+        Args:
+            tier_id: the caller's tier, if it has one.
+            path: the route's template, as `canonical` spells it.
+            method: the request's method, in capitals; "" where there is none.
+        """
         mine = self._of_tiers.get(tier_id) if tier_id is not None else None
         if mine is None:
             return self._default
-        return mine.get(path) or mine.get(EVERY_PATH) or self._default
+        return mine.get(f"{method} {path}") or mine.get(path) or mine.get(EVERY_PATH) or self._default
 
     def all_of(self, tier_id: int | None) -> list[Rule]:
         """Every rule that can apply to callers of this tier."""
