@@ -111,8 +111,8 @@ async def test_a_rule_is_deleted(operator: httpx2.AsyncClient, client: httpx2.As
         ({"tier_id": "999"}, "tier_id", "There is no such tier."),
         ({"tier_id": ""}, "tier_id", "required"),
         ({"name": " "}, "name", "visible character"),
-        ({"path": "/api/v1/nowhere"}, "path", "Take `*`"),
-        ({"path": "/api/v1/health"}, "path", "Take `*`"),
+        ({"path": "/api/v1/nowhere"}, "path", "Use `*`"),
+        ({"path": "/api/v1/health"}, "path", "Use `*`"),
         ({"path": PATH}, "path", "already has a rate limit"),
         ({"limit": "0"}, "limit", "at least 1"),
         ({"limit": "x"}, "limit", "required"),
@@ -154,8 +154,20 @@ async def test_the_form_offers_tiers_and_the_apps_routes(operator: httpx2.AsyncC
     assert tiers is not None
     assert 'value="*"' in paths[0]
     assert f'value="{PATH}"' in paths[0]
+    assert f'value="GET {PATH}"' in paths[0]
     assert "/api/v1/health" not in paths[0]  # It is not limited.
     assert ">pro" in tiers[0]
+
+
+async def test_a_rule_can_name_a_method(operator: httpx2.AsyncClient, db: AsyncSession) -> None:
+    tier = await create_tier(db)
+    assert (await post(operator, "rate-limit/create", form(tier.id, path=f"GET {PATH}"))).status_code == 303
+    assert [row["path"] for row in await stored(db)] == [f"GET {PATH}"]
+    listed = text_of(await operator.get("rate-limit/list"))
+    assert f"GET {PATH}" in listed
+    assert "no such route" not in listed
+    refused = await post(operator, "rate-limit/create", form(tier.id, path=f"PUT {PATH}"))
+    assert refused.status_code == 422
 
 
 async def test_a_path_that_no_route_has_is_marked_and_can_be_edited(

@@ -18,6 +18,7 @@ from starlette.requests import Request
 from structlog.testing import capture_logs
 
 from app.api import build_router
+from app.api.dependencies import limit_rate
 from app.core.config import (
     AppSettings,
     DefaultRateLimitSettings,
@@ -619,6 +620,111 @@ async def test_the_rule_is_the_nearest(calling: From, db: AsyncSession, settings
         user = await create_user(db, tier_id=tier.id if tier else None)
         assert told(await client.get(path, headers=signed_in(user, settings)))[0][:2] == rule
     assert told(await client.get("users"))[0][:2] == ("default", 70)
+
+
+@pytest.mark.parametrize("default_limit", [70])
+async def test_a_rule_for_a_method_comes_before_one_for_the_template(
+    calling: From, db: AsyncSession, settings: Settings
+) -> None:
+    tier = await create_tier(db, "pro")
+    await create_rate_limit(db, tier, name="create", path="PATCH /api/v1/user/{username}", limit=2)
+    await create_rate_limit(db, tier, name="profile", path="/api/v1/user/{username}", limit=50)
+    await create_rate_limit(db, tier, name="read", path="GET /api/v1/tiers", limit=5)
+    await create_user(db, username="ada", tier_id=tier.id)
+    user, client = signed_in(await create_user(db, username="bob", tier_id=tier.id), settings), calling()
+
+    # Two reads take nothing of the limit for changes.
+    for left in (49, 48):
+        assert told(await client.get("user/ada", headers=user)) == [("profile", 50, 60, left)]
+    changed = {"name": "Bob"}
+    assert told(await client.patch("user/bob", json=changed, headers=user)) == [("create", 2, 60, 1)]
+    assert told(await client.patch("user/bob", json=changed, headers=user)) == [("create", 2, 60, 0)]
+    assert (await client.patch("user/bob", json=changed, headers=user)).status_code == 429
+    assert (await client.delete("user/ada", headers=user)).status_code == 403  # It counts as the template's.
+    assert told(await client.get("user/ada", headers=user)) == [("profile", 50, 60, 46)]
+    # HEAD is a GET, and a method without a rule of its own goes by the others.
+    assert told(await client.head("tiers", headers=user)) == [("read", 5, 60, 4)]
+    assert told(await client.get("tiers", headers=user)) == [("read", 5, 60, 3)]
+    assert told(await client.get("users", headers=user)) == [("default", 70, 60, 69)]
+
+    usage = (await client.get("user/me/usage", headers=user)).json()
+    assert {window["path"]: window["used"] for window in usage} == {
+        "PATCH /api/v1/user/{username}": 2,
+        "/api/v1/user/{username}": 4,
+        "GET /api/v1/tiers": 2,
+        "*": 2,
+    }
+    effective = (await client.get("user/bob/rate_limits", headers=user)).json()
+    assert "PATCH /api/v1/user/{username}" in {rule["path"] for rule in effective}
+
+
+CONVERTORS = {
+    "/file/{path:path}": ("/file/{path}", "file/a/b/c"),
+    "/number/{n:int}": ("/number/{n}", "number/7"),
+    "/share/{x:float}/of": ("/share/{x}/of", "share/0.5/of"),
+    "/thing/{id:uuid}": ("/thing/{id}", "thing/6f1c2a34-0000-4000-8000-000000000000"),
+}
+
+
+@pytest.mark.parametrize("default_limit", [70])
+@pytest.mark.parametrize("method", ["", "GET "])
+@pytest.mark.parametrize("template", CONVERTORS)
+async def test_a_template_with_a_convertor_is_spelled_as_documented(
+    db: AsyncSession, settings: Settings, calling: From, template: str, method: str
+) -> None:
+    """In rules, in OpenAPI, in `nearest` and in what callers are told. A rule takes the route's spelling as well."""
+
+    async def read() -> bool:
+        return True
+
+    inner = APIRouter(prefix="/api/v1", dependencies=[Depends(limit_rate)])
+    inner.add_api_route(template, read)
+    router = APIRouter()
+    router.include_router(build_router(settings))
+    router.include_router(inner)
+    app = create_application(router, settings)
+    documented, path = CONVERTORS[template]
+    documented = f"/api/v1{documented}"
+    assert documented in app.openapi()["paths"]
+    tier = await create_tier(db, "pro")
+    admin = await create_admin(db, settings)
+    user = signed_in(await create_user(db, tier_id=tier.id), settings)
+    async with app.router.lifespan_context(app):
+        client = calling(app=app)
+        for spelled, status in ((documented, 201), (f"/api/v1{template}", 409)):
+            body = {"name": "mine", "path": f"{method}{spelled}", "limit": 5, "period": 60}
+            created = await client.post("tier/pro/rate_limit", json=body, headers=admin)
+            assert created.status_code == status
+        assert (await client.get("tier/pro/rate_limits")).json()["data"][0]["path"] == f"{method}{documented}"
+        assert told(await client.get(path, headers=user)) == [("mine", 5, 60, 4)]
+        wrong = await client.post("tier/pro/rate_limit", json=body | {"path": f"{method}{documented}x"}, headers=admin)
+        assert wrong.json()["nearest"][0] == f"{method}{documented}"
+
+
+@pytest.mark.parametrize("default_limit", [70])
+async def test_a_stored_rule_with_a_convertor_keeps_its_meaning(
+    db: AsyncSession, settings: Settings, calling: From
+) -> None:
+    """Rules of before hold templates as the code spells them."""
+    tier = await create_tier(db, "pro")
+    await create_rate_limit(db, tier, name="old", path="/api/v1/user/{username:str}", limit=5)
+    user, client = signed_in(await create_user(db, tier_id=tier.id), settings), calling()
+    assert told(await client.get("user/nosuch", headers=user)) == [("old", 5, 60, 4)]
+
+
+@pytest.mark.parametrize("default_limit", [70])
+async def test_a_rule_whose_period_changes_goes_on_counting(
+    calling: From, db: AsyncSession, settings: Settings
+) -> None:
+    admin, client = await create_admin(db, settings), calling()
+    tier = await create_tier(db, "pro")
+    rule = await create_rate_limit(db, tier, name="list", path="/api/v1/users", limit=100, period=30)
+    user = signed_in(await create_user(db, tier_id=tier.id), settings)
+    for _ in range(3):
+        await client.get("users", headers=user)
+    changed = await client.patch(f"tier/pro/rate_limit/{rule.id}", json={"limit": 3, "period": 60}, headers=admin)
+    assert changed.status_code == 200
+    assert (await client.get("users", headers=user)).status_code == 429
 
 
 @pytest.mark.parametrize("default_limit", [70])

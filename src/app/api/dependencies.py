@@ -492,10 +492,17 @@ class UnknownPath(Unprocessable):
 
 
 def require_known_path(app_paths: list[str], path: str) -> None:
-    """Raises: UnknownPath that names the nearest paths, when no route has this template."""
+    """Raises: UnknownPath that names the nearest paths, when no limited route has this template and method.
+
+    Args:
+        app_paths: what rules can name, from `limited_paths`.
+        path: what a rule is to name, as `as_documented` spells it.
+    """
     if path != EVERY_PATH and path not in app_paths:
-        nearest = get_close_matches(path, app_paths, n=3, cutoff=0.3)
-        raise UnknownPath(f"{UnknownPath.text} Take `*` or a route's template.", nearest=nearest)
+        alike = [known for known in app_paths if (" " in known) is (" " in path)]
+        nearest = get_close_matches(path, alike, n=3, cutoff=0.3)
+        hint = "Use `*`, a route's template, or a method and a template."
+        raise UnknownPath(f"{UnknownPath.text} {hint}", nearest=nearest)
 
 
 async def get_rate_limit_create(request: Request, _: CurrentSuperuser, values: RateLimitCreate) -> RateLimitCreate:

@@ -61,4 +61,10 @@ def _operations(document: dict[str, Any]) -> Iterable[dict[str, Any]]:
 def _name_the_paths(schemas: dict[str, Any], paths: list[str]) -> None:
     for name in ("RateLimitCreate", "RateLimitUpdate"):
         if name in schemas:
-            schemas[name]["properties"]["path"] = {"type": "string", "title": "Path", "enum": paths}
+            described = schemas[name]["properties"]["path"].get("description", "")
+            schemas[name]["properties"]["path"] = {
+                "type": "string",
+                "title": "Path",
+                "description": described,
+                "enum": paths,
+            }

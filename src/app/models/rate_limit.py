@@ -2,8 +2,8 @@
 
 from typing import Annotated, Any, Self
 
+from pydantic import AfterValidator, StringConstraints
 from pydantic import Field as PydanticField
-from pydantic import StringConstraints
 from sqlalchemy import CheckConstraint, UniqueConstraint, text
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlmodel import Field
@@ -11,11 +11,18 @@ from sqlmodel import Field
 from app.core.config import DefaultRateLimitSettings
 from app.core.db.models import TimestampMixin
 from app.core.schemas import RequestModel, ResponseModel, VisibleText, may_be_omitted
-from app.core.utils.rate_limit import EVERY_PATH, Rule, Usage
+from app.core.utils.rate_limit import EVERY_PATH, Rule, Usage, as_documented
 
 RateLimitName = Annotated[str, VisibleText(50)]
 # Which paths there are is known to the running app only: see `require_known_path`.
-RoutePath = Annotated[str, StringConstraints(max_length=255, pattern=r"^(\*|/[!-~]*)$")]
+RoutePath = Annotated[
+    str,
+    StringConstraints(max_length=255, pattern=r"^(\*|([A-Za-z]+ +)?/[!-~]*)$"),
+    AfterValidator(as_documented),
+    PydanticField(
+        description="A route's template, a method and a template (`POST /api/v1/user`), or `*` for all routes."
+    ),
+]
 Limit = Annotated[int, PydanticField(strict=True, ge=1, le=2**31 - 1, description="Requests per period.")]
 Period = Annotated[int, PydanticField(strict=True, ge=1, le=31_536_000, description="Seconds, up to a year.")]
 

@@ -283,6 +283,59 @@ async def test_windows_that_are_none_are_refused(
     assert await all_rows(db) == before
 
 
+async def test_a_rule_can_name_a_method(client: httpx2.AsyncClient, db: AsyncSession, settings: Settings) -> None:
+    admin = signed_in(await create_superuser(db), settings)
+    await create_tier(db, "pro")
+
+    for sent, stored in (
+        ("POST /api/v1/user", "POST /api/v1/user"),
+        ("patch  /api/v1/user/{username}", "PATCH /api/v1/user/{username}"),
+        ("GET /api/v1/users", "GET /api/v1/users"),
+    ):
+        created = await client.post("tier/pro/rate_limit", json=RULE | {"path": sent}, headers=admin)
+        assert (created.status_code, created.json()["path"]) == (201, stored)
+    changed = await client.patch("tier/pro/rate_limit/1", json={"path": "DELETE /api/v1/tier/{name}"}, headers=admin)
+    assert changed.json()["path"] == "DELETE /api/v1/tier/{name}"
+    taken = await client.post("tier/pro/rate_limit", json=RULE | {"path": "get /api/v1/users"}, headers=admin)
+    assert taken.json()["type"] == "urn:problem-type:rate-limit-path-taken"
+
+
+async def test_a_method_that_the_route_lacks_is_refused(
+    client: httpx2.AsyncClient, db: AsyncSession, settings: Settings
+) -> None:
+    admin = signed_in(await create_superuser(db), settings)
+    await create_rate_limit(db, await create_tier(db, "pro"))
+    before = await all_rows(db)
+
+    for path, nearest in (
+        ("POST /api/v1/users", "POST /api/v1/user"),
+        ("PUT /api/v1/user/{username}", "PATCH /api/v1/user/{username}"),
+        ("HEAD /api/v1/users", "GET /api/v1/users"),
+        ("POST /api/v1/usre", "POST /api/v1/user"),
+        ("POST *", "POST /api/v1/tier"),
+        ("GET /api/v1/health", "GET /api/v1/users"),
+    ):
+        for refused in (
+            await client.post("tier/pro/rate_limit", json=RULE | {"path": path}, headers=admin),
+            await client.patch("tier/pro/rate_limit/1", json={"path": path}, headers=admin),
+        ):
+            assert refused.status_code == 422, path
+            if not path.endswith("*"):
+                assert refused.json()["type"] == "urn:problem-type:unknown-path"
+                assert nearest in refused.json()["nearest"], (path, refused.json()["nearest"])
+    for path in (
+        "POST",
+        "POST ",
+        " /api/v1/users",
+        "GET,POST /api/v1/users",
+        "GET\t/api/v1/users",
+        "GET /api/v1/users ",
+    ):
+        refused = await client.post("tier/pro/rate_limit", json=RULE | {"path": path}, headers=admin)
+        assert refused.status_code == 422, path
+    assert await all_rows(db) == before
+
+
 async def test_a_route_that_is_not_limited_takes_no_rule(
     client: httpx2.AsyncClient, db: AsyncSession, settings: Settings
 ) -> None:
@@ -308,8 +361,9 @@ async def test_every_documented_route_that_is_limited_takes_a_rule(
     await create_tier(db, "pro")
     documented = (await client.get("http://test/openapi.json")).json()["paths"]
     limited = {path for path in documented if path not in {"/api/v1/health", "/api/v1/ready"}}
+    with_method = {f"{method.upper()} {path}" for path in limited for method in documented[path]}
 
     assert len(limited) >= 25
-    for path in sorted(limited):
+    for path in sorted(limited | with_method):
         created = await client.post("tier/pro/rate_limit", json=RULE | {"path": path}, headers=admin)
         assert created.status_code == 201, path

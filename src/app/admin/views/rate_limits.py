@@ -30,7 +30,7 @@ def rate_limit_url(request: Request, rate_limit_id: int) -> str:
 
 
 class PathField(EnumField):
-    """A route template that the app has, `*`, or the one that this rule has had since there was such a route."""
+    """A rule's path: a template of the app, a method and a template, `*`, or the present one if no route has it."""
 
     def __init__(self, name: str, **kwargs: Any) -> None:
         super().__init__(

@@ -13,6 +13,7 @@ from app.core.utils.rate_limit.rules import (
     Rule,
     Rules,
     Window,
+    as_documented,
     canonical,
     default_rule,
     fingerprint,
@@ -64,6 +65,33 @@ def test_a_slash_at_the_end_is_no_other_path(path: str, same: str) -> None:
     found = Rules({PRO: [rule(path)]}, None).find(PRO, canonical(same))
     assert found is not None
     assert found.keys("user:1") == rule(same).keys("user:1")
+
+
+@pytest.mark.parametrize(
+    ("path", "spelled"),
+    [
+        ("/file/{path:path}", "/file/{path}"),
+        ("/{a:int}/{b_2:float}/{c}", "/{a}/{b_2}/{c}"),
+        ("get  /file/{path:path}", "GET /file/{path}"),
+        ("POST /a:b/{c}", "POST /a:b/{c}"),
+        ("*", "*"),
+    ],
+)
+def test_a_path_is_spelled_as_documented(path: str, spelled: str) -> None:
+    assert as_documented(path) == spelled
+    assert canonical(path) == spelled
+
+
+def test_the_most_exact_rule_of_a_tier_applies() -> None:
+    one, template, others, default = rule(f"POST {USERS}"), rule(USERS), rule(EVERY_PATH), rule(EVERY_PATH)
+    rules = Rules({PRO: [others, template, one], FREE: [one]}, default)
+    assert rules.find(PRO, USERS, "POST") is one
+    assert rules.find(PRO, USERS, "GET") is template
+    assert rules.find(PRO, USERS) is template
+    assert rules.find(PRO, USER, "POST") is others
+    assert rules.find(FREE, USERS, "POST") is one
+    assert rules.find(FREE, USERS, "GET") is default
+    assert not set(one.keys("user:1")) & set(template.keys("user:1"))
 
 
 def test_every_rule_of_a_tier_is_listed_and_the_default_unless_it_is_replaced() -> None:

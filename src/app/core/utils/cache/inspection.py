@@ -106,7 +106,7 @@ def known_prefixes(app: FastAPI) -> list[KnownPrefix]:
     for route in iter_route_contexts(app.routes):
         if route.path and (plan := reading_plan(route)) is not None:
             paths, ids = found.setdefault(plan.key_prefix, (set(), set()))
-            paths.add(route.path)
+            paths.add(route.path_format or route.path)
             ids |= {str(getattr(plan.fixed_id, "value", plan.fixed_id))} if plan.fixed_id is not None else set()
     return [
         KnownPrefix(

@@ -11,7 +11,7 @@ from app.core.utils.rate_limit.enforcement import RateLimited, limit, limit_as, 
 from app.core.utils.rate_limit.keeper import Keeper
 from app.core.utils.rate_limit.limiter import Limiter, Usage
 from app.core.utils.rate_limit.routes import limited_paths, limits_routes
-from app.core.utils.rate_limit.rules import EVERY_PATH, Rule, Rules, default_rule
+from app.core.utils.rate_limit.rules import EVERY_PATH, Rule, Rules, as_documented, default_rule
 from app.core.utils.redis_link import AnyLink, link_to
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "RateLimited",
     "Rule",
     "Usage",
+    "as_documented",
     "limit",
     "limit_as",
     "limited_paths",

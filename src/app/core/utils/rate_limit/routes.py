@@ -19,14 +19,22 @@ def limits_routes(dependency: DependencyT) -> DependencyT:
 
 
 def limited_paths(app: FastAPI) -> list[str]:
-    """The documented templates of the limited routes with all prefixes, such as `/api/v1/user/{username}`, sorted.
+    """Return what a rule can name, sorted by template.
 
-    FastAPI keeps included routers as a tree, in which a route does not know its prefix.
+    These are the documented templates of the limited routes with all prefixes, such as `/api/v1/user/{username}`, as
+    OpenAPI spells them, and each template with one of its methods, such as `GET /api/v1/user/{username}`.
     """
-    return sorted({context.path for context in _documented(app) if is_limited(context.dependant)})
+    found = {
+        (context.path_format, method)
+        for context in _documented(app)
+        if is_limited(context.dependant)
+        for method in ("", *context.methods)
+    }
+    return [f"{method} {template}" if method else template for template, method in sorted(found)]
 
 
 def _documented(app: FastAPI) -> Iterator[Any]:
+    # FastAPI keeps included routers as a tree, in which a route does not know its prefix.
     for context in iter_route_contexts(app.routes):
         if isinstance(context.original_route, APIRoute) and context.path and context.include_in_schema:
             yield context

@@ -97,20 +97,20 @@ def _arguments(windows: tuple[Window, ...]) -> tuple[int | str, ...]:
 
 @lru_cache(maxsize=4096)
 def canonical(path: str) -> str:
-    """Return the one spelling of what a rule names.
+    """Return what a rule's path is compared by: as documented, but that a slash at the end does not count."""
+    method, space, template = as_documented(path).rpartition(" ")
+    return f"{method}{space}{template.rstrip('/') or '/'}"
 
-    A slash at the end does not count, and neither does a convertor: `/file/{path:path}/` is `/file/{path}`, as OpenAPI
-    spells it. A method is in capitals, with one space after it.
+
+def as_documented(path: str) -> str:
+    """Return a rule's path as OpenAPI spells it.
+
+    Without convertors (`/file/{path:path}` is `/file/{path}`), and with a method, if there is one, in capitals and one
+    space after it.
     """
-    method, template = split_path(path)
-    template = _CONVERTOR.sub("}", template.rstrip("/")) or "/"
-    return template if method is None else f"{method} {template}"
-
-
-def split_path(path: str) -> tuple[str | None, str]:
-    """Return the method, or None, and the template that a rule names."""
-    method, space, template = path.partition(" ")
-    return (method.upper(), template.lstrip(" ")) if space else (None, path)
+    method, _, template = path.rpartition(" ")
+    template = _CONVERTOR.sub("}", template)
+    return f"{method.strip().upper()} {template}" if method else template
 
 
 def rule_key(tier_id: int | None, path: str) -> str:
