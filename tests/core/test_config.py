@@ -290,6 +290,27 @@ def test_what_is_not_an_origin_is_one_line(monkeypatch: pytest.MonkeyPatch, writ
     )
 
 
+@pytest.mark.parametrize("name", ["CORS_ALLOW_HEADERS", "CORS_EXPOSE_HEADERS"])
+def test_header_names_are_a_list(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv(name, "X-One, x-two,")
+    assert getattr(CORSSettings(), name) == ("X-One", "x-two")
+    for written in ("X One", "X-One:", "X-One\nX-Two", "Ärger"):
+        monkeypatch.setenv(name, written)
+        with pytest.raises(SettingsError) as stopped:
+            CORSSettings()
+        assert stopped.value.code == (
+            f"{name} must be a comma-separated list of header names, such as X-My-Header, or *."
+        )
+
+
+def test_every_header_cannot_be_read_with_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CORS_ALLOW_CREDENTIALS", "true")
+    monkeypatch.setenv("CORS_EXPOSE_HEADERS", "*")
+    with pytest.raises(SettingsError) as stopped:
+        CORSSettings()
+    assert stopped.value.code == "CORS_EXPOSE_HEADERS must be a list without * when CORS_ALLOW_CREDENTIALS is true."
+
+
 def test_credentials_are_refused_for_every_origin_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CORS_ALLOW_CREDENTIALS", "true")
     monkeypatch.setenv("CORS_ORIGINS", "https://page.example")

@@ -1,10 +1,13 @@
 """What a page of another origin may do and read."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import Annotated, Any
 
 import httpx2
 import pytest
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Depends, FastAPI, Header, Response, Security
+from fastapi.security import APIKeyHeader
+from pydantic import BaseModel, Field
 
 from app.core.config import AppSettings, ClientSideCacheSettings, CORSSettings, SettingsGroup
 from app.core.setup import create_application
@@ -199,3 +202,132 @@ async def test_without_origins_there_is_no_cors_at_all(settings: type[SettingsGr
     for answer in simple, asked:
         assert cors_headers(answer) == {}
         assert "Origin" not in vary(answer)
+
+
+# ---- What an application adds ----
+
+
+class KeyHeaders(BaseModel):
+    """Headers as a model."""
+
+    x_model_key: str = ""
+    named: str = Field("", alias="X-Named-Otherwise")
+
+
+async def read_model(headers: Annotated[KeyHeaders, Header()]) -> str:
+    return headers.x_model_key
+
+
+async def read_key(key: Annotated[str | None, Security(APIKeyHeader(name="X-My-Key", auto_error=False))]) -> str:
+    return key or ""
+
+
+async def read_header(x_own_header: Annotated[str, Header()] = "") -> str:
+    return x_own_header
+
+
+async def read_alias(given: Annotated[str, Header(alias="X-Alias")] = "") -> str:
+    return given
+
+
+async def read_nested(key: Annotated[str, Depends(read_key)]) -> str:
+    return key
+
+
+def at_once(handler: Callable[..., Any]) -> FastAPI:
+    router = APIRouter()
+    router.add_api_route("/", handler, methods=["GET", "PROPFIND"])
+    return create_application(router, SmallSettings(CORS_ORIGINS=(PAGE,)))
+
+
+def later(handler: Callable[..., Any]) -> FastAPI:
+    app = create_application(APIRouter(), SmallSettings(CORS_ORIGINS=(PAGE,)))
+    app.add_api_route("/", handler, methods=["GET", "PROPFIND"])
+    return app
+
+
+def included_later(handler: Callable[..., Any]) -> FastAPI:
+    app, router = create_application(APIRouter(), SmallSettings(CORS_ORIGINS=(PAGE,))), APIRouter()
+    router.add_api_route("/", handler, methods=["GET", "PROPFIND"])
+    app.include_router(router, prefix="/in")
+    return app
+
+
+def by_the_router(handler: Callable[..., Any]) -> FastAPI:
+    router = APIRouter(dependencies=[Depends(handler)])
+    router.add_api_route("/", read_nothing, methods=["GET", "PROPFIND"])
+    return create_application(router, SmallSettings(CORS_ORIGINS=(PAGE,)))
+
+
+def mounted(handler: Callable[..., Any]) -> FastAPI:
+    app, sub = create_application(APIRouter(), SmallSettings(CORS_ORIGINS=(PAGE,))), FastAPI()
+    sub.add_api_route("/", handler, methods=["GET", "PROPFIND"])
+    app.mount("/sub", sub)
+    return app
+
+
+async def read_nothing() -> None:
+    pass
+
+
+@pytest.mark.parametrize("build", [at_once, later, included_later, by_the_router, mounted])
+@pytest.mark.parametrize(
+    ("handler", "headers"),
+    [
+        (read_key, ["X-My-Key"]),
+        (read_nested, ["X-My-Key"]),
+        (read_header, ["X-Own-Header"]),
+        (read_alias, ["X-Alias"]),
+        (read_model, ["X-Model-Key", "X-Named-Otherwise"]),
+    ],
+)
+async def test_what_routes_declare_is_allowed(
+    build: Callable[[Callable[..., Any]], FastAPI], handler: Callable[..., Any], headers: list[str]
+) -> None:
+    async with client_of(build(handler)) as client:
+        for _ in range(2):
+            wanted = preflight(PAGE, "PROPFIND", ", ".join(["authorization", *headers]).lower())
+            answer = await client.options("http://test/sub/", headers=wanted)
+            assert answer.status_code == 200
+            allowed = answer.headers["Access-Control-Allow-Headers"].split(", ")
+            assert {*headers, "Authorization"} <= set(allowed)
+            assert len({name.lower() for name in allowed}) == len(allowed)
+            assert answer.headers["Access-Control-Allow-Methods"].split(", ")[-1] == "PROPFIND"
+        refused = await client.options("http://test/", headers=preflight(PAGE, headers="X-Other-Key"))
+        assert refused.json()["detail"] == "Disallowed CORS headers."
+
+
+async def test_a_route_that_is_added_while_it_runs_is_seen() -> None:
+    app = create_application(APIRouter(), SmallSettings(CORS_ORIGINS=(PAGE,)))
+    async with client_of(app) as client:
+        wanted = preflight(PAGE, "PROPFIND", "x-my-key")
+        assert (await client.options("http://test/", headers=wanted)).status_code == 400
+        app.add_api_route("/", read_key, methods=["PROPFIND"])
+        assert (await client.options("http://test/", headers=wanted)).status_code == 200
+
+
+async def test_another_origin_learns_nothing_of_what_routes_declare() -> None:
+    async with client_of(at_once(read_key)) as client:
+        answer = await client.options("http://test/", headers=preflight(STRANGER, headers="x-my-key"))
+    assert (answer.status_code, answer.json()["detail"]) == (400, "Disallowed CORS origin.")
+    assert cors_headers(answer) == {}
+
+
+async def test_settings_allow_and_expose_more() -> None:
+    more = {"CORS_ALLOW_HEADERS": ("X-Own", "authorization"), "CORS_EXPOSE_HEADERS": ("X-Total", "etag")}
+    async with small_client(PAGE, CORS_MAX_AGE=5, **more) as client:
+        asked = await client.options("hello", headers=preflight(PAGE, headers="x-own, authorization"))
+        simple = await client.get("hello", headers={"Origin": PAGE})
+    assert asked.status_code == 200
+    assert "X-Own" in asked.headers["Access-Control-Allow-Headers"].split(", ")
+    assert asked.headers["Access-Control-Allow-Headers"].lower().count("authorization") == 1
+    assert asked.headers["Access-Control-Max-Age"] == "5"
+    assert simple.headers["Access-Control-Expose-Headers"] == f"{EXPOSED}, X-Total"
+
+
+async def test_settings_allow_all_headers() -> None:
+    async with small_client(PAGE, CORS_ALLOW_HEADERS=("*",), CORS_EXPOSE_HEADERS=("*",)) as client:
+        asked = await client.options("hello", headers=preflight(PAGE, headers="x-anything"))
+        simple = await client.get("hello", headers={"Origin": PAGE})
+    assert (asked.status_code, asked.headers["Access-Control-Allow-Headers"]) == (200, "x-anything")
+    assert "*" in simple.headers["Access-Control-Expose-Headers"].split(", ")

@@ -28,6 +28,7 @@ from app.core.config import (
 )
 from app.core.credential_headers import credential_headers
 from app.core.db.before_answers import end_transactions_before_answers
+from app.core.declared_requests import declared_requests
 from app.core.docs import add_docs
 from app.core.doctor import say_in_short_why_it_does_not_start
 from app.core.exceptions.http_exceptions import ServiceUnavailable
@@ -71,6 +72,7 @@ def create_application(
         fastapi_kwargs: passed on to FastAPI; a `lifespan` runs inside of ours, with everything open.
     """
     inner_lifespan = fastapi_kwargs.pop("lifespan", None)
+    max_body_size = fastapi_kwargs.pop("max_body_size", None)  # FastAPI's own answer to it is no problem document.
     app = FastAPI(
         **{"telemetry": _NO_TELEMETRY} | _metadata(settings) | fastapi_kwargs,
         lifespan=partial(lifespan, inner=inner_lifespan),
@@ -97,7 +99,7 @@ def create_application(
             counts.append(queue.count_jobs)
         is_local = environment_of(settings) is EnvironmentOption.LOCAL
         add_metrics(app, settings.METRICS_TOKEN, open_to_all=is_local, counts=counts)
-    _add_middleware(app, settings)
+    _add_middleware(app, settings, max_body_size)
     return app
 
 
@@ -122,11 +124,12 @@ def _add_docs_where_allowed(app: FastAPI, settings: SettingsGroup, guard: Sequen
         add_docs(app, guard)
 
 
-def _add_middleware(app: FastAPI, settings: SettingsGroup) -> None:
+def _add_middleware(app: FastAPI, settings: SettingsGroup, max_body_size: int | None) -> None:
     """The last one added is the outermost: it sees the answers of all others."""
     app.add_middleware(HeadMiddleware)
-    if isinstance(settings, AppSettings):
-        app.add_middleware(BodyLimitMiddleware, max_bytes=settings.MAX_BODY_BYTES)
+    if max_body_size is None and isinstance(settings, AppSettings):
+        max_body_size = settings.MAX_BODY_BYTES
+    app.add_middleware(BodyLimitMiddleware, max_bytes=max_body_size)
     if is_traced(settings):
         app.add_middleware(TracingMiddleware)
     app.add_middleware(ErrorMiddleware)
@@ -134,9 +137,7 @@ def _add_middleware(app: FastAPI, settings: SettingsGroup) -> None:
         app.add_middleware(RateLimitMiddleware)
     if isinstance(settings, CORSSettings) and settings.CORS_ORIGINS:
         # Around whatever can refuse or fail: a page of another origin cannot read an error without these headers.
-        app.add_middleware(
-            CORSMiddleware, origins=settings.CORS_ORIGINS, allow_credentials=settings.CORS_ALLOW_CREDENTIALS
-        )
+        app.add_middleware(CORSMiddleware, settings=settings, declared=lambda: declared_requests(app.routes))
     if isinstance(settings, PostgresSettings) and settings.POSTGRES_READ_URL is not None:
         app.add_middleware(ReplicaMiddleware)
     app.add_middleware(RequestContextMiddleware)

@@ -1,21 +1,30 @@
-"""Refuses request bodies over a size.
+"""Refuses request bodies over the limit of their route.
 
-Starlette has a limit of its own, but it answers a declared length with plain text where we owe a problem document.
+Starlette has such a middleware, but it answers a declared length with plain text where we owe a problem document.
 """
 
+from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.core.body_limit import SCOPE_KEY, BodyLimit
 from app.core.exceptions.http_exceptions import PayloadTooLarge
-from app.core.exceptions.problem_response import problem_response
+from app.core.exceptions.problem_response import answer_to
 from app.middleware.headers import header
-
-_LONGEST_LENGTH = 18  # digits; Python refuses to read thousands of them
 
 
 class BodyLimitMiddleware:
-    """Answers 413 at once to a declared length over the limit, and as soon as an undeclared one passes it."""
+    """Answers 413 to a body that exceeds the limit of its route, or that of the application where the route has none.
 
-    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+    A declared length is refused before the body is read, an undeclared one as soon as it passes the limit. The answer
+    is the same whatever the route, its sub-application or its middleware make of the error.
+    """
+
+    def __init__(self, app: ASGIApp, max_bytes: int | None) -> None:
+        """
+        Args:
+            app: what answers.
+            max_bytes: the limit of routes that have none of their own; None is no limit.
+        """
         self.app = app
         self.max_bytes = max_bytes
 
@@ -23,22 +32,29 @@ class BodyLimitMiddleware:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        declared = header(scope, b"content-length") or b""
-        if declared.isdigit() and (len(declared) > _LONGEST_LENGTH or int(declared) > self.max_bytes):
-            refusal = PayloadTooLarge()
-            response = problem_response(
-                scope["state"]["request_id"], 413, kind=refusal.problem_type(), detail=refusal.detail
-            )
-            await response(scope, receive, send)
+        outer: BodyLimit | None = scope.get(SCOPE_KEY)
+        if outer is not None:  # This is a sub-application: one limit counts for both.
+            outer.max_body_size = outer.max_body_size if self.max_bytes is None else self.max_bytes
+            await self.app(scope, receive, send)
             return
-        received = 0
+        limit = BodyLimit(self.max_bytes, header(scope, b"content-length"), receive)
+        scope[SCOPE_KEY] = limit
+        started = refused = False
 
-        async def receive_counted() -> Message:
-            nonlocal received
-            message = await receive()
-            received += len(message.get("body", b""))
-            if received > self.max_bytes:
-                raise PayloadTooLarge
-            return message
+        async def send_checked(message: Message) -> None:
+            nonlocal started, refused
+            if not started:
+                started = True
+                if refused := limit.is_exceeded:
+                    await answer_to(Request(scope), PayloadTooLarge())(scope, receive, send)
+            if not refused:
+                await send(message)
 
-        await self.app(scope, receive_counted, send)
+        try:
+            await self.app(scope, limit.receive, send_checked)
+        except Exception:
+            if refused:
+                return
+            if started or not limit.is_exceeded:
+                raise
+            await answer_to(Request(scope), PayloadTooLarge())(scope, receive, send)

@@ -1,6 +1,7 @@
 """Lets pages of other origins use the API (CORS, https://fetch.spec.whatwg.org/#http-cors-protocol)."""
 
-from collections.abc import Collection
+from collections.abc import Callable, Iterable
+from typing import Final
 
 from starlette.datastructures import Headers
 from starlette.middleware import cors
@@ -8,11 +9,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.core.config import CORSSettings
+from app.core.declared_requests import DeclaredRequests
 from app.core.exceptions.http_exceptions import Problem
 from app.core.exceptions.problem_response import answer_to
 
-METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
-REQUEST_HEADERS = (
+METHODS: Final = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
+REQUEST_HEADERS: Final = (
     "Authorization",
     "Content-Type",
     "X-Request-ID",
@@ -20,8 +23,7 @@ REQUEST_HEADERS = (
     "If-None-Match",
     "Cache-Control",
 )
-RESPONSE_HEADERS = ("X-Request-ID", "Retry-After", "RateLimit", "RateLimit-Policy", "ETag", "Age", "X-Cache")
-MAX_AGE = 600  # seconds a browser may keep the answer to a preflight
+RESPONSE_HEADERS: Final = ("X-Request-ID", "Retry-After", "RateLimit", "RateLimit-Policy", "ETag", "Age", "X-Cache")
 
 
 class PreflightRefused(Problem):
@@ -30,18 +32,30 @@ class PreflightRefused(Problem):
 
 
 class CORSMiddleware(cors.CORSMiddleware):
-    """Starlette's, but a refused preflight is a problem document, and an origin that is not allowed is told nothing."""
+    """Starlette's, but a refused preflight is a problem document, and an origin that is not allowed is told nothing.
 
-    def __init__(self, app: ASGIApp, origins: Collection[str], allow_credentials: bool) -> None:
+    Allowed are the methods and headers that the routes declare, and those of the settings. The routes are read at the
+    first preflight, and again before one is refused, since routes may have been added since.
+    """
+
+    def __init__(self, app: ASGIApp, settings: CORSSettings, declared: Callable[[], DeclaredRequests]) -> None:
+        """
+        Args:
+            app: what answers.
+            settings: whose pages may do what.
+            declared: reads the application's routes.
+        """
         super().__init__(
             app,
-            allow_origins=origins,
-            allow_credentials=allow_credentials,
+            allow_origins=settings.CORS_ORIGINS,
+            allow_credentials=settings.CORS_ALLOW_CREDENTIALS,
             allow_methods=METHODS,
-            allow_headers=REQUEST_HEADERS,
-            expose_headers=RESPONSE_HEADERS,
-            max_age=MAX_AGE,
+            allow_headers=REQUEST_HEADERS + settings.CORS_ALLOW_HEADERS,
+            expose_headers=_distinct(RESPONSE_HEADERS + settings.CORS_EXPOSE_HEADERS),
+            max_age=settings.CORS_MAX_AGE,
         )
+        self._declared = declared
+        self._has_read_routes = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -51,7 +65,12 @@ class CORSMiddleware(cors.CORSMiddleware):
 
     def preflight_response(self, request_headers: Headers) -> Response:
         """The answer that allows what is asked for. Raises: PreflightRefused, which says what is not allowed."""
+        if not self._has_read_routes:
+            self._read_routes()
         answer = super().preflight_response(request_headers)
+        if answer.status_code != 200 and self.is_allowed_origin(request_headers["origin"]):
+            self._read_routes()
+            answer = super().preflight_response(request_headers)
         if answer.status_code == 200:
             return answer
         refusal = PreflightRefused(f"{bytes(answer.body).decode()}.")
@@ -60,7 +79,27 @@ class CORSMiddleware(cors.CORSMiddleware):
         refusal.headers = {name: value for name, value in answer.headers.items() if name.startswith(kept)}
         raise refusal
 
+    def _read_routes(self) -> None:
+        declared = self._declared()
+        methods = [*METHODS, *sorted(declared.methods.difference(METHODS))]
+        self.allow_methods = methods
+        self.preflight_headers["Access-Control-Allow-Methods"] = ", ".join(methods)
+        if not self.allow_all_headers:
+            told = self.preflight_headers["Access-Control-Allow-Headers"].split(", ")
+            headers = _distinct(sorted([*told, *sorted(declared.headers)], key=str.lower))
+            self.allow_headers = [name.lower() for name in headers]
+            self.preflight_headers["Access-Control-Allow-Headers"] = ", ".join(headers)
+        self._has_read_routes = True
+
     async def send(self, message: Message, send: Send, request_headers: Headers) -> None:
         """Passes an answer on with its CORS headers; without an allowed origin that is `Vary: Origin` alone."""
         allowed = self.is_allowed_origin(request_headers.get("origin", ""))
         await super().send(message, send, request_headers if allowed else Headers())
+
+
+def _distinct(names: Iterable[str]) -> list[str]:
+    """The names in their order, each once, in whatever case it is spelled."""
+    distinct: dict[str, str] = {}
+    for name in names:
+        distinct.setdefault(name.lower(), name)
+    return list(distinct.values())

@@ -48,6 +48,13 @@ def _origin(text: str) -> str:
 
 
 _USUAL_PORTS = {"http": 80, "https": 443}
+_HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+
+
+def _header_name(text: str) -> str:
+    if not _HEADER_NAME.fullmatch(text):
+        raise ValueError("not a header's name")
+    return text
 
 
 class CORSSettings(SettingsGroup):
@@ -58,16 +65,30 @@ class CORSSettings(SettingsGroup):
         description="a comma-separated list of origins, each scheme://host or scheme://host:port (http, https), or *",
     )
     CORS_ALLOW_CREDENTIALS: bool = Field(False, description="true or false")
+    CORS_ALLOW_HEADERS: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="a comma-separated list of header names, such as X-My-Header, or *"
+    )
+    CORS_EXPOSE_HEADERS: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="a comma-separated list of header names, such as X-My-Header, or *"
+    )
+    CORS_MAX_AGE: int = Field(600, ge=0, le=86_400, description="a number of seconds, 0 to a day")
 
     @field_validator("CORS_ORIGINS", mode="before")
     @classmethod
     def _read_origins(cls, value: Any) -> Any:
         return [_origin(item) for item in items(value)]
 
+    @field_validator("CORS_ALLOW_HEADERS", "CORS_EXPOSE_HEADERS", mode="before")
+    @classmethod
+    def _read_header_names(cls, value: Any) -> Any:
+        return [_header_name(item) for item in items(value)]
+
     @model_validator(mode="after")
     def _refuse_credentials_for_everybody(self) -> Self:
         if self.CORS_ALLOW_CREDENTIALS and "*" in self.CORS_ORIGINS:
             raise ValueError("CORS_ORIGINS must be a list without * when CORS_ALLOW_CREDENTIALS is true.")
+        if self.CORS_ALLOW_CREDENTIALS and "*" in self.CORS_EXPOSE_HEADERS:  # Browsers would take it for a name.
+            raise ValueError("CORS_EXPOSE_HEADERS must be a list without * when CORS_ALLOW_CREDENTIALS is true.")
         return self
 
 
