@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import pytest
@@ -50,10 +51,10 @@ def hurried(text: str) -> str:
 
 
 @contextmanager
-def socket_to(url: str, **options: object) -> Iterator[tuple[ClientConnection, dict[str, str]]]:
+def socket_to(url: str, **options: Any) -> Iterator[tuple[ClientConnection, dict[str, str]]]:
     """A WebSocket, and the headers that the app got."""
     address = f"{url.replace('http', 'ws', 1)}/socket"
-    with connect(address, **options) as line:  # type: ignore[arg-type]
+    with connect(address, **options) as line:
         yield line, json.loads(line.recv())
 
 

@@ -11,7 +11,8 @@ from tests.docs.surroundings import Code
 async def request_sizes(code: Code) -> None:
     """A route that takes more than the application's limit, and a router that takes less."""
     names = await code.run(APIRouter=APIRouter, Request=Request)
-    router, webhooks = names["router"], names["webhooks"]
+    router: APIRouter = names["router"]
+    webhooks: APIRouter = names["webhooks"]
 
     @webhooks.post("/hook")
     async def hook(request: Request) -> int:

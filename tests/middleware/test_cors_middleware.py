@@ -314,7 +314,10 @@ async def test_another_origin_learns_nothing_of_what_routes_declare() -> None:
 
 
 async def test_settings_allow_and_expose_more() -> None:
-    more = {"CORS_ALLOW_HEADERS": ("X-Own", "authorization"), "CORS_EXPOSE_HEADERS": ("X-Total", "etag")}
+    more: dict[str, Any] = {
+        "CORS_ALLOW_HEADERS": ("X-Own", "authorization"),
+        "CORS_EXPOSE_HEADERS": ("X-Total", "etag"),
+    }
     async with small_client(PAGE, CORS_MAX_AGE=5, **more) as client:
         asked = await client.options("hello", headers=preflight(PAGE, headers="x-own, authorization"))
         simple = await client.get("hello", headers={"Origin": PAGE})

@@ -7,11 +7,12 @@ docs/decisions/0036.
 
 from typing import Final
 
-from starlette.middleware.body_limit import _BODY_LIMIT_RESPONDER_SCOPE_KEY as SCOPE_KEY
+from starlette.middleware.body_limit import _BODY_LIMIT_RESPONDER_SCOPE_KEY
 from starlette.types import Message, Receive, Scope
 
 from app.core.exceptions.http_exceptions import PayloadTooLarge
 
+SCOPE_KEY: Final = _BODY_LIMIT_RESPONDER_SCOPE_KEY
 _MAX_DIGITS: Final = 18  # of a length; Python refuses to read thousands of them
 
 
