@@ -2,6 +2,7 @@
 
 import httpx2
 import pytest
+from sqlalchemy import text
 from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
@@ -111,3 +112,21 @@ async def test_script_in_tiers_is_text(operator: httpx2.AsyncClient, db: AsyncSe
     for page in pages:
         shows_as_text(page, "<script>fail", "<br>2")
     assert "was changed" in text_of(pages[-1])
+
+
+@pytest.mark.parametrize("options", ["", "ON DELETE RESTRICT", "DEFERRABLE INITIALLY DEFERRED"])
+async def test_a_tier_that_an_applications_table_refers_to_stays_and_the_table_is_named(
+    operator: httpx2.AsyncClient, db: AsyncSession, options: str
+) -> None:
+    tier = await create_tier(db, "pro")
+    reference = f"tier_id int CONSTRAINT fk_plan_tier REFERENCES tier {options}"
+    await (await db.connection()).execute(text(f"CREATE TABLE plan ({reference})"))
+    await (await db.connection()).execute(text("INSERT INTO plan VALUES (:tier_id)"), {"tier_id": tier.id})
+    await db.commit()
+
+    answer = await act(operator, "tier", "delete", tier.id)
+
+    assert 400 <= answer.status_code < 500
+    assert "plan" in answer.text
+    assert "fk_plan_tier" in answer.text
+    assert await names(db) == {"pro"}

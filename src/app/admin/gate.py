@@ -29,6 +29,7 @@ from app.admin.cookie import (
 from app.admin.policy import security_headers
 from app.api.sign_in import lifetimes
 from app.core.config import Settings
+from app.core.db.data_errors import problem_of
 from app.core.db.database import reading, transaction
 from app.core.db.models import utc_now
 from app.core.exceptions.http_exceptions import Forbidden
@@ -112,7 +113,10 @@ class Gate:
             await self._let_in(scope, receive, answering, origin)
         except HTTPException as refusal:
             await self._say(scope, answering, refusal.status_code, str(refusal.detail))
-        except Exception:
+        except Exception as error:
+            if (problem := problem_of(error)) is not None:
+                await self._say(scope, answering, problem.status_code, str(problem.detail))
+                return
             log.exception("unhandled error", method=scope["method"], path=scope["path"])
             await self._say(scope, answering, 500, "Something went wrong here. The log has it under this request's id.")
 

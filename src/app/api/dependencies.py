@@ -25,7 +25,7 @@ from app.core.exceptions.http_exceptions import Forbidden, Problem, Unauthorized
 from app.core.exceptions.problem_response import request_id_of
 from app.core.logger import note_user
 from app.core.readiness import Dependency
-from app.core.schemas import MAX_ID, VisibleText
+from app.core.schemas import Id, VisibleText
 from app.core.security import AccessToken, InvalidToken, decode_access_token
 from app.core.utils import queue
 from app.core.utils.cache import identify_caller
@@ -288,7 +288,7 @@ def _host_of(origin: str) -> str | None:
 UsernameInPath = Annotated[ExistingUsername, Path(alias="username")]
 ExistingTierName = Annotated[TierName, Path(alias="name")]
 ParentTierName = Annotated[TierName, Path(alias="tier_name")]
-RateLimitId = Annotated[int, Path(alias="id", ge=1, le=MAX_ID)]
+RateLimitId = Annotated[Id, Path(alias="id")]
 
 
 async def get_user(username: UsernameInPath, db: SessionDep) -> User:
@@ -432,7 +432,7 @@ class WantedEvents:
 
 
 async def get_wanted_events(
-    kind: EventKind | None = None, user_id: Annotated[int | None, Query(ge=1, le=MAX_ID)] = None
+    kind: EventKind | None = None, user_id: Annotated[Id | None, Query()] = None
 ) -> WantedEvents:
     """Which security events are asked for: all, or of one kind, or about one user."""
     return WantedEvents(kind, user_id)

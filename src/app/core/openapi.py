@@ -5,6 +5,7 @@ from typing import Any
 
 from fastapi import FastAPI
 
+from app.core.db.data_errors import ConstraintConflict
 from app.core.exceptions.http_exceptions import Problem
 from app.core.exceptions.problem_response import MEDIA_TYPE
 from app.core.schemas import ProblemDetails
@@ -22,6 +23,9 @@ _ALWAYS = {
     "500": "Something went wrong here.",
     "503": "A service this request needs is not available.",
 }
+# What a route that changes something can also answer: see `app.core.db.data_errors`.
+_CHANGES = {"409": ConstraintConflict.text}
+_METHODS_THAT_READ = {"get", "head", "options", "trace"}
 
 
 def problems(*errors: type[Problem]) -> dict[int | str, dict[str, Any]]:
@@ -43,8 +47,9 @@ def add_openapi(app: FastAPI) -> None:
             schemas["ProblemDetails"] = ProblemDetails.model_json_schema()
             for unused in ("HTTPValidationError", "ValidationError"):
                 schemas.pop(unused, None)
-            for operation in _operations(document):
-                for status, description in _ALWAYS.items():
+            for method, operation in _operations(document):
+                expected = _ALWAYS if method in _METHODS_THAT_READ else _ALWAYS | _CHANGES
+                for status, description in expected.items():
                     if MEDIA_TYPE not in operation["responses"].get(status, {}).get("content", {}):
                         operation["responses"][status] = {"description": description, **_PROBLEM}
             _name_the_paths(schemas, [*limited_paths(app), EVERY_PATH])
@@ -53,9 +58,9 @@ def add_openapi(app: FastAPI) -> None:
     app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way to extend it
 
 
-def _operations(document: dict[str, Any]) -> Iterable[dict[str, Any]]:
+def _operations(document: dict[str, Any]) -> Iterable[tuple[str, dict[str, Any]]]:
     for path in document.get("paths", {}).values():
-        yield from path.values()
+        yield from path.items()
 
 
 def _name_the_paths(schemas: dict[str, Any], paths: list[str]) -> None:

@@ -3,7 +3,7 @@
 import re
 import unicodedata
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Annotated, Any, Generic, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, GetJsonSchemaHandler, model_validator
 from pydantic.json_schema import JsonSchemaValue
@@ -20,6 +20,7 @@ _NOT_VISIBLE = rf"[{_CONTROL}]|^[\s{_INVISIBLE}]*$"
 _NOT_A_SEGMENT = r"/|^\s*\.{1,2}\s*$"
 
 MAX_ID = 2**31 - 1
+Id = Annotated[int, Field(ge=1, le=MAX_ID, description="The id of a row.")]
 MOST_FIELDS = 50
 
 

@@ -95,7 +95,7 @@ async def test_a_failed_commit_is_no_success(
 ) -> None:
     app = build(fail)
     async with app.router.lifespan_context(app), client_of(app) as client:
-        assert (await client.post("http://test/do")).status_code == 500
+        assert (await client.post("http://test/do")).status_code == 409
 
 
 # ---- What comes after the answer ----

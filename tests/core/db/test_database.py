@@ -92,7 +92,7 @@ async def test_any_error_is_rolled_back(client: httpx2.AsyncClient, path: str, s
 
 async def test_a_failed_commit_is_never_answered_as_a_success(client: httpx2.AsyncClient) -> None:
     answer = await client.post("commit-fails")
-    assert answer.status_code == 500
+    assert answer.status_code == 409
     assert "created" not in answer.text
 
 

@@ -121,6 +121,31 @@ async def test_a_job_that_breaks_its_transaction_is_a_failure(db: AsyncSession) 
     assert await all_done() == []
 
 
+@pytest.mark.parametrize(
+    ("statement", "value"),
+    [
+        ("INSERT INTO note VALUES (CAST(:value AS text))", "s3cr3t\x00"),
+        ("INSERT INTO note VALUES (CAST(:value AS text))", "s3cr3t\n[SQL s3cr3t"),
+        ("SELECT CAST(CAST(:value AS text) AS integer)", "s3cr3t"),
+        ("SELECT CAST(:value AS uuid)", "s3cr3t"),
+    ],
+)
+async def test_a_value_that_the_database_refuses_stands_in_no_log_and_in_no_row(
+    db: AsyncSession, capsys: pytest.CaptureFixture[str], statement: str, value: str
+) -> None:
+    await run("CREATE TABLE note (text text CHECK (text <> 's3cr3t\n[SQL s3cr3t'))")
+
+    async def write(ctx: Context) -> None:
+        await (await ctx["db"].connection()).execute(text(statement), {"value": value})
+
+    row = await outcome(write, options={"max_tries": 2})
+    assert (row.state, row.attempt) == ("dead", 2)
+    assert row.error
+    logged = "".join(capsys.readouterr())
+    assert "job is dead" in logged
+    assert "s3cr3t" not in logged + row.error
+
+
 async def test_two_jobs_at_once_have_two_sessions(db: AsyncSession) -> None:
     await create_done()
     sessions: list[Any] = []

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Final, Generic, TypeVar
 
 from fastapi import FastAPI
 from pydantic import BaseModel, ValidationError
+from sqlalchemy.exc import SQLAlchemyError
 from sqlmodel import SQLModel
 from sqlmodel.ext.asyncio.session import AsyncSession
 from starlette.exceptions import HTTPException
@@ -22,6 +23,7 @@ from starlette_admin.views import CustomView
 
 from app.admin.gate import Operator
 from app.api.dependencies import get_client
+from app.core.db.data_errors import problem_of
 from app.core.exceptions.http_exceptions import NotFound, Problem
 from app.crud.crud_console_action import crud_console_actions
 from app.crud.crud_security_event import Client
@@ -249,6 +251,10 @@ def _as_failures() -> Iterator[None]:
         yield
     except Problem as problem:
         raise ActionFailed(str(problem.detail)) from problem
+    except SQLAlchemyError as error:
+        if (refused := problem_of(error)) is None:
+            raise
+        raise ActionFailed(str(refused.detail)) from error
 
 
 def _said_to_people(error: ValidationError) -> FormValidationError:

@@ -20,6 +20,7 @@ from sqlalchemy.util import greenlet_spawn
 from sqlmodel import SQLModel
 from sqlmodel.ext.asyncio.session import AsyncSession
 
+from app.core.db.data_errors import hide_values
 from app.core.db.database import Reader
 from app.core.db.engine import DatabaseUnavailable, is_transient
 from app.core.tracing.lifecycle import tracer
@@ -155,6 +156,7 @@ async def _ask(db: Reader, text: str, values: Sequence[Any]) -> list[Any]:
             await asyncio.shield(asyncio.create_task(_discard(pooled, error)))
         if isinstance(error, Exception) and (lost or is_transient(error)):
             raise DatabaseUnavailable from error
+        hide_values(error)
         raise
     pooled.close()  # Into the pool. There is no transaction to end, so this waits for nothing.
     return rows

@@ -9,6 +9,7 @@ from sqlalchemy.exc import DisconnectionError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from app.core.config import PostgresSettings
+from app.core.db.data_errors import hide_values
 from app.core.exceptions.http_exceptions import ServiceUnavailable
 from app.core.tracing import trace_engine
 
@@ -138,6 +139,7 @@ def _raise_if_unavailable(context: ExceptionContext) -> None:
         return  # By a time limit, or since nobody waits any more. SQLAlchemy takes it for a lost connection.
     if context.is_disconnect or is_transient(error):
         raise DatabaseUnavailable from error
+    hide_values(context.sqlalchemy_exception or error)
 
 
 def is_transient(error: BaseException) -> bool:

@@ -5,15 +5,19 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import structlog
+from asyncpg.exceptions import InterfaceError, PostgresError
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import iter_route_contexts
-from starlette._utils import get_route_path
+from sqlalchemy.exc import SQLAlchemyError, StatementError
+from starlette._utils import get_route_path, is_async_callable
+from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from app.core.db.data_errors import hide_values, problem_of
 from app.core.exceptions.http_exceptions import Problem
 from app.core.exceptions.problem_members import jsonable, raw_headers, text_and_members
 from app.core.exceptions.statuses import allows_body, ends_a_request, let_uvicorn_send, phrase_of
@@ -42,6 +46,8 @@ def add_problem_handlers(app: FastAPI) -> None:
     """
     app.add_exception_handler(HTTPException, _on_http_exception)
     app.add_exception_handler(RequestValidationError, _on_validation_error)
+    for kind in (StatementError, PostgresError, InterfaceError):
+        app.exception_handlers.setdefault(kind, _on_database_error)  # An application's own handler wins.
 
 
 def problem_response(
@@ -130,6 +136,22 @@ def _fault(fault: Any) -> dict[str, Any]:
         "msg": str(fault.get("msg", "Invalid value.")),
         "type": str(fault.get("type", "value_error")),
     }
+
+
+async def _on_database_error(request: Request, error: Exception) -> Response:
+    """Answers what the request's data has caused. Everything else is an error of ours."""
+    own = request.app.exception_handlers.get(SQLAlchemyError)  # A handler of the application, for a wider class.
+    if own is not None and isinstance(error, SQLAlchemyError):
+        answer: Response = await (
+            own(request, error) if is_async_callable(own) else run_in_threadpool(own, request, error)
+        )
+        return answer
+    problem = problem_of(error)
+    if problem is None or request.scope["type"] != "http":
+        raise error
+    hide_values(error)  # Of an error that did not come from an engine of ours.
+    log.info("refused by the database", problem=type(problem).__name__, error=str(error).partition("\n[SQL")[0])
+    return answer_to(request, problem)
 
 
 def _shortened(part: object) -> int | str:

@@ -5,6 +5,8 @@ import re
 from collections.abc import Iterable
 from typing import Any, Final
 
+from app.core.db.data_errors import hide_values
+
 
 def dumps(value: Any) -> bytes:
     """JSON; an exception, which ARQ stores as the result of a failed job, becomes its text.
@@ -28,6 +30,7 @@ def loads(value: bytes | str) -> Any:
 
 def describe(error: BaseException) -> str:
     """An exception in a line or a few, as a job's error; without the row and the statement that PostgreSQL quotes."""
+    hide_values(error)
     try:
         text = re.split(r"\nDETAIL:|\n\[SQL", str(error), maxsplit=1)[0]
     except Exception:
