@@ -14,7 +14,7 @@ from sqlmodel import SQLModel
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from app.core.config import Settings
-from app.core.db import direct
+from app.core.db import prepared_select
 from app.core.db.models import utc_now
 from app.core.db.outbox import ANY_DUE
 from app.core.security import create_access_token
@@ -106,7 +106,7 @@ async def until_waited_for(db: AsyncSession) -> None:
 def counted_statements() -> Iterator[list[str]]:
     """Every statement that is sent to PostgreSQL meanwhile, by this process; but for those that come with time."""
     statements: list[str] = []
-    fetch = direct.fetch
+    fetch = prepared_select.fetch
 
     def note(connection: Any, cursor: Any, statement: str, *_: Any) -> None:
         if statement not in {ANY_DUE.text, FINGERPRINT.text}:
@@ -119,7 +119,7 @@ def counted_statements() -> Iterator[list[str]]:
     event.listen(Engine, "before_cursor_execute", note)
     try:
         with pytest.MonkeyPatch.context() as patched:
-            patched.setattr(direct, "fetch", noted)
+            patched.setattr(prepared_select, "fetch", noted)
             yield statements
     finally:
         event.remove(Engine, "before_cursor_execute", note)

@@ -10,8 +10,8 @@ from sqlalchemy.orm.attributes import flag_modified
 from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from app.core.db.direct import Question, detached
 from app.core.db.models import utc_now
+from app.core.db.prepared_select import PreparedSelect
 from app.core.exceptions.http_exceptions import Conflict, NotFound, Problem
 from app.core.schemas import Page
 from app.crud.crud_base import CRUDBase
@@ -36,7 +36,7 @@ class EmailTaken(Conflict):
 
 # Built once: to build them anew, with the key that SQLAlchemy finds their text by, takes longer than to run them.
 _ALIVE: Final = col(User.is_deleted).is_(False)
-_SIGNED_IN: Final = Question(
+_SIGNED_IN: Final = PreparedSelect(
     select(User).where(
         col(User.uuid) == bindparam("user_uuid"),
         _ALIVE,
@@ -45,10 +45,10 @@ _SIGNED_IN: Final = Question(
         ~crud_token_blacklist.holds(bindparam("jti")),
     )
 )
-_NAMED: Final = Question(select(User).where(col(User.username) == bindparam("username"), _ALIVE))
+_NAMED: Final = PreparedSelect(select(User).where(col(User.username) == bindparam("username"), _ALIVE))
 _TOTAL: Final = select(func.count().label("total")).select_from(User).where(_ALIVE)
-_COUNT: Final = Question(_TOTAL)
-_PAGE: Final = Question(
+_COUNT: Final = PreparedSelect(_TOTAL)
+_PAGE: Final[PreparedSelect[tuple[User, int]]] = PreparedSelect(
     select(User, _TOTAL.scalar_subquery().label("total"))
     .where(_ALIVE)
     .order_by(col(User.id))
@@ -80,8 +80,7 @@ class CRUDUser(CRUDBase[User]):
 
     async def look_up(self, db: AsyncSession, username: str) -> User | None:
         """The same to look at, in no session."""
-        found = await _NAMED.first(db, username=username)
-        return None if found is None else detached(User, found)
+        return await _NAMED.first(db, username=username)
 
     async def get_by_username_with_deleted(self, db: AsyncSession, username: str) -> User | None:
         """The user of this name, even when deleted."""
@@ -97,8 +96,7 @@ class CRUDUser(CRUDBase[User]):
         """The user an access token names, unless their login has ended, with a temporary password or otherwise, or the
         token is revoked: one query for all.
         """
-        found = await _SIGNED_IN.first(db, user_uuid=user_uuid, session_id=session_id, jti=jti)
-        return None if found is None else detached(User, found)
+        return await _SIGNED_IN.first(db, user_uuid=user_uuid, session_id=session_id, jti=jti)
 
     def good_hash(self, user: User | None) -> str | None:
         """What a password that was given is compared with; None for nobody, and when a temporary one has expired."""
@@ -154,9 +152,8 @@ class CRUDUser(CRUDBase[User]):
     async def page_of_users(self, db: AsyncSession, paging: Paging) -> Page[User]:
         """One page of users, in no session."""
         found = await _PAGE.all(db, offset=paging.offset, limit=paging.items_per_page)
-        counted = found or await _COUNT.all(db)  # Past the last page there is no row to say it.
-        total: int = counted[0]["total"]
-        return paging.page_of([detached(User, row) for row in found], total)
+        total = found[0][1] if found else await _COUNT.first(db)  # Past the last page there is no row to say it.
+        return paging.page_of([user for user, _ in found], total or 0)
 
     async def soft_delete(self, db: AsyncSession, user: User) -> None:
         """Deletes a user but keeps the row, so that name and address stay taken. Leaves their tier free to go."""
