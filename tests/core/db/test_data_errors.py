@@ -35,13 +35,14 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError, StatementError
 from sqlalchemy.orm import registry
 from sqlmodel import Field, SQLModel, col
+from sqlmodel import select as select_scalar
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from app.api.dependencies import ReadingSessionDep, SessionDep
 from app.core.config import Settings
 from app.core.db.data_errors import hide_values, problem_of
 from app.core.db.database import reading, transaction
-from app.core.db.direct import Question
+from app.core.db.prepared_select import PreparedSelect
 from app.core.setup import create_application
 from app.crud.crud_base import CRUDBase
 from tests.conftest import client_of
@@ -105,7 +106,7 @@ class CRUDAuthor(CRUDBase[Author]):
 
 crud_posts, crud_authors = CRUDPost(), CRUDAuthor()
 posts = Post.__table__  # type: ignore[attr-defined]
-_TITLED = Question(select(Post).where(col(Post.stars) == bindparam("stars")).with_only_columns(col(Post.id)))
+_TITLED: PreparedSelect[int] = PreparedSelect(select_scalar(col(Post.id)).where(col(Post.stars) == bindparam("stars")))
 _POST = {"title": "A title", "note": ""}
 
 

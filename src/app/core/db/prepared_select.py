@@ -182,7 +182,7 @@ async def _compiled(db: Reader, engine: Any, flat: _Flat) -> _Compiled | None:
     except (DatabaseUnavailable, asyncpg.PostgresError):  # Another time it can be compiled.
         raise
     except Exception as error:
-        log.info("select runs in sessions", reason=repr(error))
+        log.info("select runs in sessions", reason=type(error).__name__)
         return None
     if compiled is None:
         log.info("select runs in sessions", reason="its text differs, or something listens for statements")
