@@ -4,6 +4,7 @@ Values come from the environment, then from `src/.env` (or the file that the var
 """
 
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 from app.core.settings.base import ENV_FILE, SettingsError, SettingsGroup
 from app.core.settings.console import ConsoleSettings
@@ -47,6 +48,7 @@ __all__ = [
     "TracingSettings",
     "environment_of",
     "get_settings",
+    "settings",
 ]
 
 
@@ -76,3 +78,14 @@ class Settings(
 def get_settings() -> Settings:
     """The settings of this process, read once."""
     return Settings()
+
+
+# `from app.core.config import settings`, as older code has it: read when it is imported, and not with this module.
+if TYPE_CHECKING:
+    settings: Settings
+else:
+
+    def __getattr__(name: str) -> Settings:
+        if name == "settings":
+            return get_settings()
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,7 +1,7 @@
 """What every resource's CRUD has: one row at a time, and pages. It flushes; the edge commits."""
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, Generic, NoReturn, TypeVar
+from typing import Any, ClassVar, Generic, NoReturn, TypeVar, overload
 from uuid import UUID
 
 from pydantic import BaseModel
@@ -17,6 +17,7 @@ from app.core.schemas import Page
 from app.crud.helper import Paging
 
 ModelT = TypeVar("ModelT", bound=SQLModel)
+SchemaT = TypeVar("SchemaT", bound=BaseModel)
 
 
 class CRUDBase(Generic[ModelT]):
@@ -32,9 +33,42 @@ class CRUDBase(Generic[ModelT]):
     problems: ClassVar[dict[str, type[Problem]]] = {}
     not_found: ClassVar[type[NotFound]] = NotFound
 
-    async def get(self, db: AsyncSession, id: int | str | UUID) -> ModelT | None:  # noqa: A002 -- the column's name
-        """The row with this primary key."""
-        return await db.get(self.model, id)
+    @overload
+    async def get(
+        self,
+        db: AsyncSession,
+        id: int | str | UUID,
+        *,
+        schema_to_select: None = None,
+    ) -> ModelT | None: ...
+
+    @overload
+    async def get(
+        self,
+        db: AsyncSession,
+        id: int | str | UUID,
+        *,
+        schema_to_select: type[SchemaT],
+    ) -> SchemaT | None: ...
+
+    async def get(
+        self,
+        db: AsyncSession,
+        id: int | str | UUID,  # noqa: A002 -- the column's name
+        *,
+        schema_to_select: type[SchemaT] | None = None,
+    ) -> ModelT | SchemaT | None:
+        """Return the row with this primary key, or None.
+
+        Args:
+            schema_to_select: a Pydantic model such as `PostRead`, of which an instance is returned instead of the row.
+
+        Raises: ValidationError of Pydantic for a row that does not fit the schema.
+        """
+        row = await db.get(self.model, id)
+        if row is None or schema_to_select is None:
+            return row
+        return schema_to_select.model_validate(row, from_attributes=True)
 
     async def get_present(self, db: AsyncSession, id: int | str | UUID) -> ModelT:  # noqa: A002 -- the column's name
         """The same, as it is by now. Raises: `not_found`."""

@@ -38,6 +38,10 @@ class Problem(HTTPException):
         return f"urn:problem-type:{re.sub(r'(?<!^)(?=[A-Z])', '-', cls.__name__).lower()}"
 
 
+class BadRequest(Problem):
+    status = 400
+
+
 class Unauthorized(Problem):
     status = 401
     text = "Sign in to do this."
@@ -66,7 +70,21 @@ class Unprocessable(Problem):
     status = 422
 
 
+class TooManyRequests(Problem):
+    status = 429
+
+
 class ServiceUnavailable(Problem):
     status = 503
     text = "A service this request needs is not available. Try again shortly."
     extra_headers: ClassVar[dict[str, str]] = {"Retry-After": "2"}
+
+
+# The names of older boilerplates, which take the same text: `raise NotFoundException("There is no such post.")`.
+BadRequestException = BadRequest
+UnauthorizedException = Unauthorized
+ForbiddenException = Forbidden
+NotFoundException = NotFound
+DuplicateValueException = Conflict
+UnprocessableEntityException = Unprocessable
+RateLimitException = TooManyRequests
