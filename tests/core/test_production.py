@@ -59,7 +59,7 @@ GOOD: dict[str, Any] = {
         ({"POSTGRES_READ_URL": f"postgresql://app:{WEAK}@replica/app"}, "must not be an example"),
         ({"POSTGRES_URL": f"postgresql://app@db/app?password={WEAK}"}, "must not be an example"),
         ({"POSTGRES_URL": f"postgresql://app:{STRONG}@db/app?password={WEAK}"}, "must not be an example"),
-        ({"POSTGRES_READ_URL": f"postgresql://app@replica/app?password={STRONG}&password={WEAK}"}, "must not be an"),
+        ({"POSTGRES_READ_URL": f"postgresql://app@replica/app?password={WEAK}"}, "must not be an"),
         ({"POSTGRES_PASSWORD": "aaaaaaaaaaaa"}, "must not be an example"),
         ({"REDIS_QUEUE_URL": "redis://:123456789012@queue:6379/0"}, "must not be an example"),
         ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://collector:4318"}, "must not begin with http: in production, where"),

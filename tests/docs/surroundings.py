@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
+import pytest
 from fastapi import APIRouter, FastAPI
 from pydantic import BaseModel
 from sqlmodel import SQLModel
@@ -18,12 +19,13 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 
 from app.api import build_router
 from app.api.dependencies import SessionDep
-from app.core.config import Settings
+from app.core.config import Settings, SettingsError
 from app.core.db.database import reading, transaction
 from app.core.setup import create_application
 from tests.conftest import client_of
 from tests.docs.blocks import Block
 from tests.helper import create_user, signed_in
+from tests.processes import ROOT
 
 
 class Code:
@@ -200,6 +202,20 @@ async def settings_group(code: Code) -> None:
     names = await code.run()
     settings = names["Settings"]()
     assert set(type(settings).model_fields) > set(type(code.settings).model_fields)
+
+
+async def own_settings(code: Code) -> None:
+    """A group of settings, whose broken values are told by the lines that the page has."""
+    page = (ROOT / "docs" / "settings.md").read_text()
+    settings = (await code.run())["Settings"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SHOP_COUNTRIES", "DE,FR")
+        patch.setenv("SHOP_TIMEOUT_SECONDS", "soon")
+        with pytest.raises(SettingsError) as stopped:
+            settings()
+    lines = str(stopped.value.code).splitlines()
+    assert len(lines) == 2
+    assert [line for line in lines if f"`{line}`" not in page.replace("\n", " ")] == []
 
 
 async def own_handler(code: Code) -> None:

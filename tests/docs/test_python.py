@@ -21,6 +21,7 @@ SURROUNDINGS: Final[dict[str, Callable[[Code], Awaitable[None]]]] = {
     "own-app": surroundings.own_app,
     "old-handler": surroundings.old_handler,
     "settings-group": surroundings.settings_group,
+    "own-settings": surroundings.own_settings,
     "own-handler": surroundings.own_handler,
     "table": surroundings.table,
     "test": surroundings.run_test,

@@ -120,10 +120,10 @@ class _Opening:
         self.dependencies.append(Dependency("redis_queue", pool.ping))
 
     async def replica(self, settings: PostgresSettings) -> Replica | None:
-        link, url = self._lasting_link, settings.postgres_read_url
-        if url is None or link is None:
+        link, address = self._lasting_link, settings.postgres_read_address
+        if address is None or link is None:
             return None
-        engine = self.pools["reads"] = create_engine(settings, settings.POSTGRES_POOL_SIZE, url=url)
+        engine = self.pools["reads"] = create_engine(settings, settings.POSTGRES_POOL_SIZE, address=address)
         self._stack.push_async_callback(engine.dispose)
         replica = Replica(engine, link)
         await replica.open()

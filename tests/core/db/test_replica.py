@@ -46,10 +46,10 @@ async def opened(settings: Settings, standby: Standby) -> AsyncIterator[Replica]
     """The primary and the replica, which has what is there by now."""
     user, password = os.environ["POSTGRES_USER"], quote(os.environ["POSTGRES_PASSWORD"])
     address = f"postgresql://{user}:{password}@127.0.0.1:{standby.port}/{settings.POSTGRES_DB}"
-    url = Settings(POSTGRES_READ_URL=address).postgres_read_url
+    of_standby = Settings(POSTGRES_READ_URL=address).postgres_read_address
     async with AsyncExitStack() as stack:
         stack.push_async_callback(close_database, open_database(settings))
-        engine = create_engine(settings, POOL, url=url)
+        engine = create_engine(settings, POOL, address=of_standby)
         stack.push_async_callback(engine.dispose)
         link = link_to(settings.redis_rate_limit_url, "test")
         await link.open()

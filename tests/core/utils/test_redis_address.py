@@ -1,5 +1,6 @@
 """URLs of servers, clusters and sentinels: what they mean, and what is said about a broken one."""
 
+import ssl
 from typing import Any
 
 import pytest
@@ -33,6 +34,49 @@ def test_one_server(url: str, options: dict[str, Any]) -> None:
     if url.startswith("unix"):
         options = options | {"connection_class": UnixDomainSocketConnection}
     assert parse(url) == Address("", (), "", options)
+
+
+@pytest.mark.parametrize(
+    ("url", "meant"),
+    [
+        ("valkey://:pw@cache:7000/1", "redis://:pw@cache:7000/1"),
+        ("valkeys://default:pw@cache.aivencloud.com:7000", "rediss://default:pw@cache.aivencloud.com:7000"),
+        ("valkey+cluster://a:1,b:2", "redis+cluster://a:1,b:2"),
+        ("valkeys+sentinel://a:1/limits", "rediss+sentinel://a:1/limits"),
+        ("rediss://cache?ssl_cert_reqs=CERT_NONE", "rediss://cache?ssl_cert_reqs=none"),
+        ("redis://default:pw@cache:6379?family=0&protocol=2", "redis://default:pw@cache:6379"),
+    ],
+)
+def test_other_spellings_of_hosters(url: str, meant: str) -> None:
+    assert parse(url) == parse(meant)
+
+
+def test_certificates_are_not_checked_only_where_the_url_says_so() -> None:
+    for query, expected in (("", ssl.CERT_REQUIRED), ("?ssl_cert_reqs=none", ssl.CERT_NONE)):
+        for url in (f"rediss://cache{query}", f"valkeys://cache{query}"):
+            connection: Any = connections_to(url, 2).make_connection()  # type: ignore[no-untyped-call]
+            assert connection.ssl_context.get().verify_mode is expected
+
+
+@pytest.mark.parametrize(
+    ("query", "line"),
+    [
+        (f"no_such_option={SECRET}", "must not have the option no_such_option"),
+        ("decode_responses=true", "must not have the option decode_responses"),
+        ("protocol=3", "can have only 2 as its protocol"),
+        (f"ssl_cert_reqs={SECRET}", "must have one of none, optional, required as its ssl_cert_reqs"),
+        (f"ssl_min_version={SECRET}", "must have TLSv1.2 or TLSv1.3 as its ssl_min_version"),
+        (f"ssl_ca_certs=/{SECRET}", "names a file that is no certificate or cannot be read in ssl_ca_certs"),
+    ],
+)
+@pytest.mark.parametrize("name", ["REDIS_CACHE_URL", "REDIS_QUEUE_URL", "REDIS_RATE_LIMIT_URL"])
+def test_an_option_that_cannot_be_used_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, name: str, query: str, line: str
+) -> None:
+    monkeypatch.setenv(name, f"rediss://:{SECRET}@cache:6379?{query}")
+    with pytest.raises(SettingsError) as stopped:
+        Settings()
+    assert stopped.value.code == f"{name} {line}."
 
 
 @pytest.mark.parametrize(

@@ -90,6 +90,8 @@ def open_database(settings: PostgresSettings, *, pool_size: int | None = None, t
         time_limit: whether a statement may take `COMMAND_TIMEOUT` only; False where others see to it that it ends.
     """
     global _sessions, _readers
+    for note in settings.postgres_address.notes:
+        log.warning(f"POSTGRES_URL: {note}")
     engine = create_engine(settings, pool_size=pool_size or settings.POSTGRES_POOL_SIZE, time_limit=time_limit)
     # Closed for good: one that is used again, while an answer is streamed, say, would never give its connection back.
     _sessions = async_sessionmaker(engine, class_=Transaction, expire_on_commit=False, close_resets_only=False)

@@ -4,11 +4,12 @@ import asyncio
 from typing import Any
 
 import asyncpg
-from sqlalchemy import URL, ExceptionContext, NullPool, event
+from sqlalchemy import ExceptionContext, NullPool, event
 from sqlalchemy.exc import DisconnectionError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from app.core.config import PostgresSettings
+from app.core.db.address import PostgresAddress
 from app.core.db.data_errors import hide_values
 from app.core.exceptions.http_exceptions import ServiceUnavailable
 from app.core.tracing import trace_engine
@@ -33,7 +34,7 @@ class DatabaseUnavailable(ServiceUnavailable):
 
 
 def create_engine(
-    settings: PostgresSettings, pool_size: int, *, time_limit: bool = True, url: URL | None = None
+    settings: PostgresSettings, pool_size: int, *, time_limit: bool = True, address: PostgresAddress | None = None
 ) -> AsyncEngine:
     """An engine of so many connections, whose outages are `DatabaseUnavailable`. Connects only when first asked to.
 
@@ -41,10 +42,11 @@ def create_engine(
         settings: where the database is, and whether PgBouncer is in between.
         pool_size: how many connections it may have.
         time_limit: whether a statement may take `COMMAND_TIMEOUT` only; False where others see to it that it ends.
-        url: where it is, if not where the settings say.
+        address: where it is, if not where the settings say.
     """
+    address = address or settings.postgres_address
     engine = create_async_engine(
-        url or settings.postgres_url,
+        address.url,
         pool_size=pool_size,
         max_overflow=0,
         pool_timeout=POOL_TIMEOUT,
@@ -54,9 +56,14 @@ def create_engine(
         connect_args={
             "async_creator_fn": _connect,
             "timeout": CONNECT_TIMEOUT,
+            **address.connect_arguments(),
             "command_timeout": COMMAND_TIMEOUT if time_limit else None,
             "connection_class": _Connection,
-            "server_settings": {"application_name": "slipway"} | _server_limit(settings, time_limit),
+            "server_settings": {
+                "application_name": "slipway",
+                **address.server_settings,
+                **_server_limit(settings, time_limit),
+            },
             **_for_shared(settings),
         },
     )
@@ -68,8 +75,16 @@ def create_engine(
 
 def create_migration_engine(settings: PostgresSettings, timeout: float) -> AsyncEngine:
     """An engine for one connection, without a limit on what a statement takes. `timeout`: seconds to connect."""
+    address = settings.postgres_address
     return create_async_engine(
-        settings.postgres_url, poolclass=NullPool, connect_args={"timeout": timeout, **_for_shared(settings)}
+        address.url,
+        poolclass=NullPool,
+        connect_args={
+            "timeout": timeout,
+            **address.connect_arguments(),
+            "server_settings": dict(address.server_settings),
+            **_for_shared(settings),
+        },
     )
 
 

@@ -11,10 +11,12 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.core.config import PostgresSettings
+from app.core.db.address import PORT, PostgresAddress
 from app.core.db.engine import create_engine
 from app.core.doctor.clock import Clock, read_clock
 from app.core.settings.weaknesses import is_this_machine
 
+_SOCKET: Final = "the local socket"
 CLOSE_SECONDS: Final = 0.5  # that saying goodbye may take
 
 # Of others' connections an ordinary user sees hardly more than whose they are: ours are known by their name.
@@ -28,7 +30,7 @@ _FACTS: Final = text(
     " + CAST(coalesce(current_setting('reserved_connections', true), '0') AS int) AS reserved,"
     " nullif(rolconnlimit, -1) AS role_limit, nullif(datconnlimit, -1) AS database_limit,"
     " (SELECT count(*) FROM pg_stat_activity WHERE datid IS NOT NULL AND usesysid IS NOT NULL"
-    " AND application_name IS DISTINCT FROM 'slipway') AS others,"
+    " AND application_name IS DISTINCT FROM current_setting('application_name')) AS others,"
     " extract(epoch FROM now() - pg_last_xact_replay_timestamp()) AS lag,"
     # A place in the log as a number of bytes. What is not flushed yet is sent to no replica.
     " CAST(CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_flush_lsn() END - '0/0'"
@@ -80,9 +82,11 @@ class DatabaseFacts:
 
 
 @asynccontextmanager
-async def connected(settings: PostgresSettings, url: URL | None = None) -> AsyncIterator[AsyncConnection]:
-    """One connection, to a replica if its URL is given. Raises: DatabaseUnavailable."""
-    engine = create_engine(settings, pool_size=1, url=url)
+async def connected(
+    settings: PostgresSettings, address: PostgresAddress | None = None
+) -> AsyncIterator[AsyncConnection]:
+    """One connection, to a replica if its address is given. Raises: DatabaseUnavailable."""
+    engine = create_engine(settings, pool_size=1, address=address)
     try:
         async with engine.connect() as connection:
             yield connection
@@ -92,15 +96,15 @@ async def connected(settings: PostgresSettings, url: URL | None = None) -> Async
                 await engine.dispose()
 
 
-async def ask(settings: PostgresSettings, url: URL | None = None) -> DatabaseFacts:
-    """The facts about the primary, or about what the URL names. Raises: DatabaseUnavailable."""
-    async with connected(settings, url) as connection:
+async def ask(settings: PostgresSettings, address: PostgresAddress | None = None) -> DatabaseFacts:
+    """The facts about the primary, or about the server at the address. Raises: DatabaseUnavailable."""
+    async with connected(settings, address) as connection:
         facts = (await connection.execute(_FACTS)).one()._asdict()
         clock = await read_clock(lambda: _now(connection))
-        where = url or settings.postgres_url
+        where = (address or settings.postgres_address).url
         return DatabaseFacts(
             address=address_of(where),
-            is_local=all(map(is_this_machine, _hosts(where))),
+            is_local=all(host == _SOCKET or is_this_machine(host) for host in _hosts(where)),
             is_encrypted=await _is_encrypted(connection),
             clock=clock,
             cluster=await _cluster(connection),
@@ -110,13 +114,14 @@ async def ask(settings: PostgresSettings, url: URL | None = None) -> DatabaseFac
 
 def address_of(url: URL) -> str:
     """Where it is, without user and password."""
-    host = ", ".join(filter(None, _hosts(url))) or "the local socket"
-    return f"{host}:{url.port or 5432}/{url.database}"
+    ports = str(url.query.get("port", url.port or PORT)).split(",")
+    hosts = ", ".join(f"{host}:{port}" for host, port in zip(_hosts(url), ports, strict=True))
+    return f"{hosts}/{url.database}"
 
 
-def _hosts(url: URL) -> tuple[str | None, ...]:
-    written = url.query.get("host", url.host)  # SQLAlchemy prefers the query's, of which there can be several.
-    return written if isinstance(written, tuple) else (written,)
+def _hosts(url: URL) -> list[str]:
+    """The hosts, as `app.core.db.address` writes several of them."""
+    return [host or _SOCKET for host in str(url.query.get("host", url.host or "")).split(",")]
 
 
 async def _is_encrypted(connection: AsyncConnection) -> bool:

@@ -5,9 +5,8 @@ import time
 from math import inf
 from typing import Final
 
-from sqlalchemy import URL
-
 from app.core.config import PostgresSettings
+from app.core.db.address import PostgresAddress
 from app.core.db.engine import DatabaseUnavailable
 from app.core.db.replica import REMEMBERED
 from app.core.doctor.clock import judge_clock
@@ -24,15 +23,15 @@ CATCH_UP: Final = 1.0  # seconds, for what was on its way while both were asked
 
 async def check_replica(settings: PostgresSettings, fleet: Fleet) -> list[Finding]:
     """Nothing without `POSTGRES_READ_URL`."""
-    url = settings.postgres_read_url
-    if url is None:
+    address = settings.postgres_read_address
+    if address is None:
         return []
     try:
-        facts, primary = await _ask_both(settings, url)
+        facts, primary = await _ask_both(settings, address)
         if facts.is_replica and primary is not None:
-            facts = await _given_time(settings, url, facts, primary)
+            facts = await _given_time(settings, address, facts, primary)
     except DatabaseUnavailable as error:
-        return [away(CHECK, address_of(url), error, "POSTGRES_READ_URL")]
+        return [away(CHECK, address_of(address.url), error, "POSTGRES_READ_URL")]
     return [
         ok(CHECK, f"PostgreSQL {facts.version_name} at {facts.address}"),
         _judge_origin(facts, primary),
@@ -45,15 +44,15 @@ async def check_replica(settings: PostgresSettings, fleet: Fleet) -> list[Findin
 
 async def certain_faults_of_replica(settings: PostgresSettings) -> list[Finding]:
     """What no waiting mends. Raises: DatabaseUnavailable."""
-    url = settings.postgres_read_url
-    return [] if url is None else [_judge_origin(*await _ask_both(settings, url))]
+    address = settings.postgres_read_address
+    return [] if address is None else [_judge_origin(*await _ask_both(settings, address))]
 
 
-async def _ask_both(settings: PostgresSettings, url: URL) -> tuple[DatabaseFacts, DatabaseFacts | None]:
+async def _ask_both(settings: PostgresSettings, address: PostgresAddress) -> tuple[DatabaseFacts, DatabaseFacts | None]:
     """The replica, and the primary, if that answers soon. Raises: DatabaseUnavailable when the replica is away."""
     asked = asyncio.ensure_future(_ask_primary(settings))
     try:
-        return await ask(settings, url), await asked
+        return await ask(settings, address), await asked
     finally:
         asked.cancel()
 
@@ -67,13 +66,13 @@ async def _ask_primary(settings: PostgresSettings) -> DatabaseFacts | None:
 
 
 async def _given_time(
-    settings: PostgresSettings, url: URL, facts: DatabaseFacts, primary: DatabaseFacts
+    settings: PostgresSettings, address: PostgresAddress, facts: DatabaseFacts, primary: DatabaseFacts
 ) -> DatabaseFacts:
     """The replica's facts once it has come to where the primary was, or after a moment."""
     patience = time.monotonic() + CATCH_UP
     while _bytes_behind(facts, primary) and time.monotonic() < patience:
         await asyncio.sleep(0.1)
-        facts = await ask(settings, url)
+        facts = await ask(settings, address)
     return facts
 
 

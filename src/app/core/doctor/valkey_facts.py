@@ -140,7 +140,7 @@ async def _ask_one(url: str, host: Host | None = None) -> ValkeyFacts:
         return ValkeyFacts(
             address=server.address,
             is_local=is_local,
-            is_encrypted=url.startswith("rediss"),
+            is_encrypted=parse(url).is_encrypted,
             lets_in_anybody=asks_nothing or await _lets_in_anybody(url, host),
             info=None if info is None else _pairs(info),
             cluster_state=None if state is None else _pairs(state).get("cluster_state"),

@@ -6,11 +6,18 @@ A field's description completes the sentence "NAME must be ...", which a person 
 
 import json
 import os
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from app.core.settings.errors import RefusedValueError, error_lines, exception_line
+
+__all__ = ["ENV_FILE", "Port", "PositiveInt", "RefusedValueError", "SettingsError", "SettingsGroup", "items"]
 
 ENV_FILE = Path(os.environ.get("ENV_FILE") or Path(__file__).resolve().parents[3] / ".env")
 
@@ -25,8 +32,9 @@ class SettingsError(SystemExit):
 class SettingsGroup(BaseSettings):
     """Base of every group."""
 
+    # utf-8-sig: editors of Windows begin a file with a byte order mark.
     model_config = SettingsConfigDict(
-        env_file=ENV_FILE, env_file_encoding="utf-8", env_ignore_empty=True, extra="ignore"
+        env_file=ENV_FILE, env_file_encoding="utf-8-sig", env_ignore_empty=True, extra="ignore"
     )
 
     def __init__(self, **values: Any) -> None:
@@ -36,28 +44,40 @@ class SettingsGroup(BaseSettings):
                 raise SettingsError(f"{ENV_FILE} must be a file, not a folder.")
             super().__init__(**values)
         except ValidationError as error:
-            raise SettingsError("\n".join(self._faults(error))) from None
+            raise SettingsError("\n".join(error_lines(type(self), error))) from None
         except UnicodeDecodeError:
             raise SettingsError(f"{ENV_FILE} must be a UTF-8 text file.") from None
-        except OSError as error:
-            raise SettingsError(f"{ENV_FILE} must be readable for this user: {error.strerror}.") from None
+        except Exception as error:
+            if isinstance(error, OSError) and str(error.filename) == str(ENV_FILE):
+                raise SettingsError(f"{ENV_FILE} must be readable for this user: {error.strerror}.") from None
+            raise SettingsError(exception_line(type(self), error)) from None  # Of a validator.
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """pydantic's own sources, which leave a value that is no JSON to the field's validation."""
+        sources = (env_settings, dotenv_settings, file_secret_settings)
+        for source in sources:
+            source.decode_complex_value = partial(_decoded, source.decode_complex_value)  # type: ignore[method-assign]
+        return init_settings, *sources
 
     def inherits(self, *groups: type["SettingsGroup"]) -> bool:
         """Whether all of these groups are among this class's bases, that is, their features are on."""
         return all(isinstance(self, group) for group in groups)
 
-    @classmethod
-    def _faults(cls, error: ValidationError) -> list[str]:
-        faults = []
-        for fault in error.errors(include_input=False, include_url=False):
-            name = str(fault["loc"][0]) if fault["loc"] else ""
-            if not name:
-                faults.append(fault["msg"].removeprefix("Value error, "))
-                continue
-            expected = cls.model_fields[name].description or fault["msg"]
-            missing = " It is not set." if fault["type"] == "missing" else ""
-            faults.append(f"{name} must be {expected}.{missing}")
-        return faults
+
+def _decoded(decode: Callable[[str, FieldInfo, Any], Any], name: str, field: FieldInfo, value: Any) -> Any:
+    """pydantic stops at the first value that is no JSON, with a text that does not say what it should be."""
+    try:
+        return decode(name, field, value)
+    except ValueError:
+        return value
 
 
 def items(value: Any) -> list[str]:

@@ -1,12 +1,14 @@
 """The database."""
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field, SecretStr, field_validator
-from sqlalchemy import URL, make_url
-from sqlalchemy.exc import ArgumentError
+from pydantic import Field, SecretStr, field_validator, model_validator
+from sqlalchemy import URL
 
-from app.core.settings.base import Port, PositiveInt, SettingsGroup
+from app.core.db.address import DRIVER, PostgresAddress, parse_address
+from app.core.db.address_parameters import AddressError
+from app.core.db.tls import TLSFileError
+from app.core.settings.base import Port, PositiveInt, RefusedValueError, SettingsGroup
 
 
 class PostgresSettings(SettingsGroup):
@@ -33,35 +35,47 @@ class PostgresSettings(SettingsGroup):
     def _is_postgresql(cls, value: SecretStr | None) -> SecretStr | None:
         if value is not None:
             try:
-                backend = make_url(value.get_secret_value()).get_backend_name()
-            except ArgumentError:
-                raise ValueError("not a URL") from None
-            if backend not in {"postgresql", "postgres"}:
-                raise ValueError("not PostgreSQL")
+                parse_address(value.get_secret_value()).connect_arguments()
+            except (AddressError, TLSFileError) as error:
+                raise RefusedValueError(str(error)) from None
         return value
 
+    @model_validator(mode="after")
+    def _take_the_pool_mode_of_the_address(self) -> Self:
+        if self.POSTGRES_URL is not None and self.postgres_address.is_pgbouncer:
+            if "POSTGRES_POOL_MODE" in self.model_fields_set and self.POSTGRES_POOL_MODE != "transaction":
+                raise ValueError("POSTGRES_POOL_MODE must be transaction where POSTGRES_URL has pgbouncer=true.")
+            self.POSTGRES_POOL_MODE = "transaction"
+        return self
+
     @property
-    def postgres_url(self) -> URL:
-        """The address for SQLAlchemy with asyncpg."""
+    def postgres_address(self) -> PostgresAddress:
+        """The primary, for SQLAlchemy with asyncpg."""
         if self.POSTGRES_URL is not None:
-            return _for_asyncpg(self.POSTGRES_URL)
-        return URL.create(
-            "postgresql+asyncpg",
-            username=self.POSTGRES_USER,
-            password=self.POSTGRES_PASSWORD.get_secret_value(),
-            host=self.POSTGRES_SERVER,
-            port=self.POSTGRES_PORT,
-            database=self.POSTGRES_DB,
+            return parse_address(self.POSTGRES_URL.get_secret_value())
+        return PostgresAddress(
+            URL.create(
+                DRIVER,
+                username=self.POSTGRES_USER,
+                password=self.POSTGRES_PASSWORD.get_secret_value(),
+                host=self.POSTGRES_SERVER,
+                port=self.POSTGRES_PORT,
+                database=self.POSTGRES_DB,
+            )
         )
 
     @property
+    def postgres_read_address(self) -> PostgresAddress | None:
+        """The replica, if there is one."""
+        url = self.POSTGRES_READ_URL
+        return None if url is None else parse_address(url.get_secret_value())
+
+    @property
+    def postgres_url(self) -> URL:
+        """The URL of the primary, for SQLAlchemy with asyncpg, without what a URL of SQLAlchemy cannot say."""
+        return self.postgres_address.url
+
+    @property
     def postgres_read_url(self) -> URL | None:
-        """The replica's, if there is one."""
-        return None if self.POSTGRES_READ_URL is None else _for_asyncpg(self.POSTGRES_READ_URL)
-
-
-def _for_asyncpg(text: SecretStr) -> URL:
-    """asyncpg's name for libpq's `sslmode` is `ssl`."""
-    url = make_url(text.get_secret_value()).set(drivername="postgresql+asyncpg")
-    sslmode = url.query.get("sslmode")
-    return url.difference_update_query(["sslmode"]).update_query_dict({"ssl": sslmode}) if sslmode else url
+        """The URL of the replica, if there is one."""
+        return None if (address := self.postgres_read_address) is None else address.url

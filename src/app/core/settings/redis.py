@@ -6,8 +6,8 @@ from urllib.parse import quote
 
 from pydantic import AfterValidator, Field, SecretStr
 
-from app.core.settings.base import Port, PositiveInt, SettingsGroup
-from app.core.utils.redis_link.address import CLUSTER
+from app.core.settings.base import Port, PositiveInt, RefusedValueError, SettingsGroup
+from app.core.utils.redis_link.address import CLUSTER, OptionError, check_certificates
 from app.core.utils.redis_link.address import parse as parse_redis_url
 
 
@@ -16,12 +16,15 @@ def _redis_url(url: SecretStr | None, host: str, port: int) -> str:
 
 
 def _is_redis(url: SecretStr) -> SecretStr:
-    parse_redis_url(url.get_secret_value())
+    try:
+        check_certificates(url.get_secret_value())
+    except OptionError as error:
+        raise RefusedValueError(str(error)) from None
     return url
 
 
 def _is_no_cluster(url: SecretStr) -> SecretStr:
-    if parse_redis_url(url.get_secret_value()).kind == CLUSTER:
+    if parse_redis_url(_is_redis(url).get_secret_value()).kind == CLUSTER:
         raise ValueError("a cluster")
     return url
 

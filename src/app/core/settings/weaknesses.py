@@ -9,9 +9,9 @@ from typing import Any, Final, NamedTuple
 from urllib.parse import urlsplit
 
 from pydantic import SecretStr
-from sqlalchemy import make_url
 
 from app.core.client_address import UNIX, Network, parse_network
+from app.core.db.address import parse_address
 from app.core.keyring import parse_key
 from app.core.memory import forgetting
 from app.core.utils.redis_link.address import parse as parse_redis_url
@@ -157,10 +157,8 @@ def _is_weak_password(value: str) -> bool:
 
 
 def _has_weak_password(text: str) -> bool:
-    url = make_url(text)
-    written = url.query.get("password", url.password)  # asyncpg prefers the query's.
-    passwords = (written,) if isinstance(written, str) else written or ()
-    return any(_is_weak_password(password) for password in passwords)
+    password = parse_address(text).url.password
+    return password is not None and _is_weak_password(password)
 
 
 def _has_weak_redis_password(url: str) -> bool:

@@ -2,7 +2,9 @@
 
 import asyncio
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from arq.connections import RedisSettings
@@ -15,6 +17,7 @@ from app.core.utils.queue.arq_pool import BySentinels, JobPool, create_pool, poo
 from app.core.worker.worker import DurableWorker
 from tests.core.utils.test_redis_link import nothing_unseen
 from tests.redis_topologies import SERVICE, Watched, patiently, watched_by_sentinels
+from tests.smtp_server import self_signed_certificate
 
 # ARQ closes its client by a name that redis-py has deprecated.
 pytestmark = [pytest.mark.anyio, pytest.mark.filterwarnings("ignore:Call to deprecated close:DeprecationWarning")]
@@ -142,11 +145,19 @@ async def test_what_is_wrong_is_said_without_passwords(watched: Watched, wrong: 
     assert OF_SENTINELS not in f"{failed.value!r} {by_sentinels!r}"
 
 
-def test_certificates_are_for_arq_as_well() -> None:
+def test_certificates_are_for_arq_as_well(tmp_path: Path) -> None:
+    file = str(self_signed_certificate(tmp_path))
     found = queue.worker_redis_settings(
-        settings_of("rediss+sentinel://ada:p%40ss@a:1,b/jobs/3?ssl_ca_certs=%2Fetc%2Fca.pem")
+        settings_of(f"rediss+sentinel://ada:p%40ss@a:1,b/jobs/3?ssl_ca_certs={quote(file, safe='')}")
     )
     assert isinstance(found, BySentinels)
-    assert (found.ssl, found.ssl_ca_certs, found.sentinel, found.sentinel_master) == (True, "/etc/ca.pem", True, "jobs")
+    assert (found.ssl, found.ssl_ca_certs, found.sentinel, found.sentinel_master) == (True, file, True, "jobs")
     assert found.host == [("a", 1), ("b", 26379)]
     assert (found.username, found.password, found.database) == ("ada", "p@ss", 3)
+
+
+@pytest.mark.parametrize("scheme", ["rediss", "valkeys", "valkeys+sentinel"])
+def test_arq_uses_tls_for_each_scheme_of_it(scheme: str) -> None:
+    path = "/jobs" if "sentinel" in scheme else ""
+    assert queue.worker_redis_settings(settings_of(f"{scheme}://a:1{path}")).ssl is True
+    assert queue.worker_redis_settings(settings_of("valkey://a:1")).ssl is False

@@ -186,7 +186,7 @@ def worker_redis_settings(settings: RedisQueueSettings) -> RedisSettings:
         "database": options.get("db", 0),
         "username": options.get("username"),
         "password": options.get("password"),
-        "ssl": settings.redis_queue_url.startswith("rediss"),
+        "ssl": address.is_encrypted,
         "conn_timeout": int(CONNECT_TIMEOUT),
         "conn_retries": 0,
         **tls,

@@ -1,0 +1,157 @@
+"""The lines about broken settings: one per variable, with its name and the form it should have, never its value."""
+
+import os
+import types
+import typing
+from collections.abc import Iterator
+from typing import Any, Final
+
+from pydantic import AliasChoices, AliasPath, SecretStr, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
+from pydantic_settings import BaseSettings
+
+_LIST: Final = 'a list in JSON, such as ["one", "two"]'
+_OBJECT: Final = 'an object in JSON, such as {"name": "value"}'
+# The forms of fields without a description, by the type of pydantic's error.
+_FORMS: Final = {
+    **dict.fromkeys(("list_type", "set_type", "frozen_set_type", "tuple_type", "iterable_type"), _LIST),
+    **dict.fromkeys(("dict_type", "mapping_type", "model_type", "model_attributes_type", "dataclass_type"), _OBJECT),
+    **dict.fromkeys(("bool_parsing", "bool_type"), "true or false"),
+    **dict.fromkeys(("int_parsing", "int_type", "int_from_float"), "a whole number"),
+    **dict.fromkeys(("float_parsing", "float_type", "decimal_parsing"), "a number"),
+    "time_delta_parsing": "a duration, such as PT1M30S or a number of seconds",
+    "byte_size": "a size, such as 10MB",
+    "byte_size_unit": "a size, such as 10MB",
+    "json_invalid": "valid JSON",
+}
+_OWN_TEXT: Final = ("value_error", "assertion_error")  # A validator of the application wrote it.
+
+
+class RefusedValueError(ValueError):
+    """Raised by a validator whose text completes the line that begins with the variable's name."""
+
+
+def error_lines(group: type[BaseSettings], error: ValidationError) -> list[str]:
+    """Return a line per broken variable, and one per error of a validator of the whole group."""
+    lines: list[str] = []
+    of_variables: dict[str, dict[str, list[str]]] = {}  # what is required, by the place, by the variable
+    for details in error.errors(include_url=False):
+        if not details["loc"]:
+            lines.append(_without_secrets(group, _own_text(details), details["input"]))
+            continue
+        name, field = _variable(group, str(details["loc"][0]))
+        place = name if field is not None and field.description else f"{name}{_path(field, details)}"
+        requirements = of_variables.setdefault(name, {}).setdefault(place, [])
+        if (requirement := _requirement(field, details)) not in requirements:
+            requirements.append(requirement)  # Of a union, each member has one.
+    by_place = (
+        [f"{place} {' or '.join(found)}" for place, found in places.items()] for places in of_variables.values()
+    )
+    return [*lines, *(f"{'; '.join(requirements)}." for requirements in by_place)]
+
+
+def exception_line(group: type[BaseSettings], error: Exception) -> str:
+    """Return the line about an exception that is no verdict on a value: a validator that fails itself."""
+    codes = {code: names for names, code in _validators(group)}
+    place, names = "", tuple[str, ...]()
+    trace = error.__traceback__
+    while trace is not None:
+        code = trace.tb_frame.f_code
+        if code in codes:
+            names = codes[code]
+            place = f" ({code.co_filename.rpartition('/')[2]}, line {trace.tb_lineno})"
+        trace = trace.tb_next
+    subject = " or ".join(_variable(group, field)[0] for field in names) or "The settings"
+    return f"{subject} cannot be read: a validator raises {type(error).__name__}{place}."
+
+
+def _requirement(field: FieldInfo | None, details: ErrorDetails) -> str:
+    kind, text = details["type"], details["msg"]
+    described = field.description if field is not None else None
+    if isinstance(cause := details.get("ctx", {}).get("error"), RefusedValueError):
+        return str(cause)
+    if described:
+        return f"must be {described}" + (". It is not set" if kind == "missing" and len(details["loc"]) == 1 else "")
+    if kind == "missing":
+        return "must be set: it has no default"
+    if kind in _FORMS:
+        return f"must be {_FORMS[kind]}"
+    if kind in _OWN_TEXT:
+        own = next(iter(_own_text(details).splitlines()), "").rstrip(".")
+        return "is not valid" if str(details["input"]) in own or not own else f"is not valid: {own}"
+    if text.startswith("Input should be a valid "):
+        text = text.partition(",")[0]  # What follows can have a part of the value.
+    if text.startswith("Input should "):
+        return f"must {text.removeprefix('Input should ')}"
+    return f"is not valid: {text[:1].lower()}{text[1:]}"
+
+
+def _own_text(details: ErrorDetails) -> str:
+    return details["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
+
+
+def _without_secrets(group: type[BaseSettings], text: str, values: Any) -> str:
+    for name, value in values.items() if isinstance(values, dict) else ():
+        field = _variable(group, name)[1]
+        if field is not None and SecretStr in _types(field.annotation):
+            secret = value.get_secret_value() if isinstance(value, SecretStr) else str(value)
+            text = text.replace(secret, "***") if secret else text
+    return text
+
+
+# ---- Names ----
+
+
+def _variable(group: type[BaseSettings], key: str) -> tuple[str, FieldInfo | None]:
+    """The environment variable behind a key of the input, and the field."""
+    for name, field in group.model_fields.items():
+        aliases = list(_aliases(field.validation_alias))
+        if key in (name, *aliases):
+            given = [alias for alias in aliases if alias.upper() in map(str.upper, os.environ)]
+            return " or ".join(given or aliases) or f"{group.model_config.get('env_prefix', '')}{name}".upper(), field
+    return key, None
+
+
+def _aliases(alias: str | AliasPath | AliasChoices | None) -> Iterator[str]:
+    if isinstance(alias, str):
+        yield alias
+    elif isinstance(alias, AliasPath):
+        yield str(alias.path[0])
+    elif isinstance(alias, AliasChoices):
+        for choice in alias.choices:
+            yield from _aliases(choice)
+
+
+def _path(field: FieldInfo | None, details: ErrorDetails) -> str:
+    """The place in a nested value, as far as it consists of fields and indexes: other keys are of the value."""
+    annotation, shown = field.annotation if field is not None else None, ""
+    for part in details["loc"][1:]:
+        if isinstance(part, int):
+            shown += f"[{part}]"
+            continue
+        found = next((kind for kind in _types(annotation) if part in getattr(kind, "model_fields", ())), None)
+        if found is None:
+            break
+        shown += f".{part}"
+        annotation = found.model_fields[part].annotation
+    return shown
+
+
+def _types(annotation: Any) -> Iterator[Any]:
+    yield annotation
+    for member in typing.get_args(annotation):
+        yield from _types(member)
+
+
+def _validators(group: type[BaseSettings]) -> Iterator[tuple[tuple[str, ...], types.CodeType]]:
+    """The functions that check fields, with the fields' names."""
+    for decorator in group.__pydantic_decorators__.field_validators.values():
+        yield decorator.info.fields, getattr(decorator.func, "__func__", decorator.func).__code__
+    for of_all in group.__pydantic_decorators__.model_validators.values():
+        yield (), getattr(of_all.func, "__func__", of_all.func).__code__
+    for name, field in group.model_fields.items():
+        for item in field.metadata:
+            code = getattr(getattr(item, "func", None), "__code__", None)
+            if code is not None:
+                yield (name,), code
