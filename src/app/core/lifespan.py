@@ -1,6 +1,6 @@
 """What a running app holds open, by what its settings switch on: opened, checked and closed here."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from typing import Any
@@ -8,6 +8,7 @@ from typing import Any
 from fastapi import FastAPI
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
+from starlette.types import Lifespan
 
 from app.core.config import (
     ClientSideCacheSettings,
@@ -41,8 +42,8 @@ from app.core.utils.redis_link import AnyLink
 
 
 @asynccontextmanager
-async def lifespan(app: FastAPI, inner: Any) -> AsyncIterator[Any]:
-    """The app's, around the `inner` one that its author may have given."""
+async def lifespan(app: FastAPI, inner: Sequence[Lifespan[Any]]) -> AsyncIterator[dict[str, Any] | None]:
+    """The app's, around those that the application has: the first is the outermost. Yields what all of them yield."""
     settings: SettingsGroup = app.state.settings
     await refuse_certain_faults(settings)
     async with AsyncExitStack() as stack:
@@ -63,10 +64,14 @@ async def lifespan(app: FastAPI, inner: Any) -> AsyncIterator[Any]:
         app.state.recent = await opening.recent(settings) if isinstance(settings, ConsoleSettings) else None
         await stack.enter_async_context(pools_measured(opening.pools, opening.links))
         app.state.dependencies = opening.dependencies
+        state: dict[str, Any] = {}
+        for each in inner:
+            own: Mapping[str, Any] | None = await stack.enter_async_context(each(app))
+            state.update(own or {})
         end_transactions_before_answers(app)  # Again, as what follows: for the routes that were added since.
         if isinstance(settings, ClientSideCacheSettings):
             app.state.credentials |= credential_headers(app)
-        yield await stack.enter_async_context(inner(app)) if inner else None
+        yield state or None  # A server may not know the state of a lifespan.
 
 
 class _Opening:

@@ -40,9 +40,12 @@ def add_openapi(app: FastAPI) -> None:
     """Lets the app's document describe its errors as problem details, and the paths a rate limit can name."""
     describe = app.openapi
 
+    complete: dict[str, Any] | None = None
+
     def openapi() -> dict[str, Any]:
-        if app.openapi_schema is None:
-            document = describe()
+        nonlocal complete
+        document = describe()  # Another one once there are other routes.
+        if document is not complete:
             schemas = document.setdefault("components", {}).setdefault("schemas", {})
             schemas["ProblemDetails"] = ProblemDetails.model_json_schema()
             for unused in ("HTTPValidationError", "ValidationError"):
@@ -53,7 +56,8 @@ def add_openapi(app: FastAPI) -> None:
                     if MEDIA_TYPE not in operation["responses"].get(status, {}).get("content", {}):
                         operation["responses"][status] = {"description": description, **_PROBLEM}
             _name_the_paths(schemas, [*limited_paths(app), EVERY_PATH])
-        return app.openapi_schema or {}
+            complete = document
+        return document
 
     app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way to extend it
 

@@ -13,7 +13,7 @@ from starlette._exception_handler import wrap_app_handling_exceptions
 from starlette._utils import get_route_path
 from starlette.convertors import FloatConvertor, IntegerConvertor, StringConvertor, UUIDConvertor
 from starlette.requests import Request
-from starlette.routing import BaseRoute, Match, NoMatchFound
+from starlette.routing import BaseRoute, Match, NoMatchFound, WebSocketRoute
 from starlette.types import Receive, Scope, Send
 
 from app.core.body_limit import check_body_size
@@ -34,7 +34,9 @@ class RouteTable(BaseRoute):
             return  # It is for the including router to apply them.
         for route in iter_route_contexts(app.routes):
             included: Any = route._effective_route
-            if not isinstance(route.original_route, APIRoute) or included is route.original_route:
+            if isinstance(route.original_route, WebSocketRoute):
+                continue  # It answers no request that is looked for here.
+            if not _is_found_as_usual(route.original_route) or included is route.original_route:
                 break
             if any(type(convertor) not in _WITHOUT_SLASHES for convertor in included.param_convertors.values()):
                 break
@@ -84,6 +86,12 @@ class RouteTable(BaseRoute):
     def url_path_for(self, name: str, /, **path_params: Any) -> Any:
         """Left to the routes themselves."""
         raise NoMatchFound(name, path_params)
+
+
+def _is_found_as_usual(route: BaseRoute) -> bool:
+    """Whether it is one of FastAPI's, which matches and handles as FastAPI does: a subclass may do so by itself."""
+    kind = type(route)
+    return issubclass(kind, APIRoute) and kind.matches is APIRoute.matches and kind.handle is APIRoute.handle
 
 
 def _limits_forms(router: APIRouter) -> bool:

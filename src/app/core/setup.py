@@ -9,9 +9,12 @@ from fastapi.params import Depends
 from fastapi.telemetry import TelemetryConfig
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
+from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
 
+from app.core.application import Application
+from app.core.application_options import FIXED_OPTIONS, refuse_options
 from app.core.config import (
     AppSettings,
     ClientSideCacheSettings,
@@ -32,7 +35,7 @@ from app.core.declared_requests import declared_requests
 from app.core.docs import add_docs
 from app.core.doctor import say_in_short_why_it_does_not_start
 from app.core.exceptions.http_exceptions import ServiceUnavailable
-from app.core.exceptions.problem_response import add_problem_handlers, answer_to
+from app.core.exceptions.problem_response import add_handlers, add_problem_handlers, answer_to
 from app.core.lifespan import lifespan
 from app.core.metrics import add_metrics
 from app.core.metrics.readiness import look_at
@@ -62,34 +65,31 @@ def create_application(
     *,
     docs_guard: Sequence[Depends] = (),
     **fastapi_kwargs: Any,
-) -> FastAPI:
+) -> Application:
     """An app with this router and every feature that its settings switch on.
 
     Args:
         router: the routes, prefix included.
         settings: an instance of a class that inherits the groups of the wanted features.
         docs_guard: who may read the documentation in `staging`; without it, nobody may.
-        fastapi_kwargs: passed on to FastAPI; a `lifespan` runs inside of ours, with everything open.
+        fastapi_kwargs: passed on to FastAPI. A `lifespan` and the handlers of `on_event` run inside of ours, with
+            everything open; `middleware` is inside of ours, and `exception_handlers` come before ours.
+
+    Raises: ValueError for an option that cannot be had, with what to do instead.
     """
-    inner_lifespan = fastapi_kwargs.pop("lifespan", None)
+    refuse_options(fastapi_kwargs)
     max_body_size = fastapi_kwargs.pop("max_body_size", None)  # FastAPI's own answer to it is no problem document.
-    app = FastAPI(
-        **{"telemetry": _NO_TELEMETRY} | _metadata(settings) | fastapi_kwargs,
-        lifespan=partial(lifespan, inner=inner_lifespan),
-        openapi_url=None,
-        docs_url=None,
-        redoc_url=None,
-        redirect_slashes=False,  # A redirect would be built from the Host header, which is the caller's.
-    )
+    own_lifespan = fastapi_kwargs.pop("lifespan", None)
+    app = Application(**{"telemetry": _NO_TELEMETRY} | _metadata(settings) | fastapi_kwargs | FIXED_OPTIONS)
     app.state.settings = settings
     app.state.dependencies = []
     app.include_router(router)
+    _add_lifespan(app, own_lifespan)
     say_in_short_why_it_does_not_start(app)
     check_cached_routes(app)
     end_transactions_before_answers(app)
     add_problem_handlers(app)
-    app.add_exception_handler(RedisConnectionError, _on_redis_outage)
-    app.add_exception_handler(RedisTimeoutError, _on_redis_outage)
+    add_handlers(app, {RedisConnectionError: _on_redis_outage, RedisTimeoutError: _on_redis_outage})
     add_openapi(app)
     add_route_table(app)
     _add_docs_where_allowed(app, settings, docs_guard)
@@ -124,9 +124,22 @@ def _add_docs_where_allowed(app: FastAPI, settings: SettingsGroup, guard: Sequen
         add_docs(app, guard)
 
 
-def _add_middleware(app: FastAPI, settings: SettingsGroup, max_body_size: int | None) -> None:
+def _add_lifespan(app: FastAPI, own: Any) -> None:
+    """Puts ours around the application's and around the handlers of `on_event`, its own and its routers'.
+
+    FastAPI runs those handlers only when there is no `lifespan`; here both run.
+    """
+    inner = [app.router.lifespan_context]
+    if own is not None:
+        inner.insert(0, APIRouter(lifespan=own).lifespan_context)  # makes a context manager of a plain generator
+    context: Any = partial(lifespan, inner=inner)
+    app.router.lifespan_context = context
+
+
+def _add_middleware(app: Application, settings: SettingsGroup, max_body_size: int | None) -> None:
     """The last one added is the outermost: it sees the answers of all others."""
-    app.add_middleware(HeadMiddleware)
+    own, app.user_middleware = app.user_middleware, []
+    app.inner_middleware = [Middleware(HeadMiddleware)]  # The application's own middleware sees a HEAD as what it is.
     if max_body_size is None and isinstance(settings, AppSettings):
         max_body_size = settings.MAX_BODY_BYTES
     app.add_middleware(BodyLimitMiddleware, max_bytes=max_body_size)
@@ -148,6 +161,7 @@ def _add_middleware(app: FastAPI, settings: SettingsGroup, max_body_size: int | 
         )
     if isinstance(settings, ProxySettings):
         app.add_middleware(ClientAddressMiddleware, proxies=settings.trusted_proxies)
+    app.outer_middleware, app.user_middleware = app.user_middleware, own
 
 
 def _on_redis_outage(request: Request, error: Exception) -> Response:

@@ -1,15 +1,26 @@
-"""Gives an answer to the errors that nobody expected."""
+"""Answers the errors that nothing else has made a problem document of."""
 
 import structlog
+from starlette._utils import is_async_callable
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.core.application import handler_of_unexpected_errors
+from app.core.connection import application_of
+from app.core.exceptions.framework_errors import can_be_the_frameworks, problem_instead_of
 from app.core.exceptions.problem_response import INTERNAL, problem_response
 
 log = structlog.stdlib.get_logger("slipway.error")
 
 
 class ErrorMiddleware:
-    """Answers 500 with the request id and nothing else; the log has the rest, under that id."""
+    """Answers an unexpected error with 500, the request id and nothing else; the log has the rest, under that id.
+
+    A handler that the application has registered for `Exception` or 500 makes the answer instead. It also makes a
+    problem document of what Starlette answers in plain text.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -19,17 +30,44 @@ class ErrorMiddleware:
             await self.app(scope, receive, send)
             return
         begun = False
+        held: Message | None = None  # the start of an answer, until its body shows whose it is
 
         async def send_noticed(message: Message) -> None:
-            nonlocal begun
+            nonlocal begun, held
+            if held is not None:
+                start, held, begun = held, None, True
+                if (problem := problem_instead_of(scope, start, message)) is not None:
+                    await problem(scope, receive, send)
+                    return
+                await send(start)
+            elif (
+                message["type"] == "http.response.start" and message["status"] >= 400 and can_be_the_frameworks(message)
+            ):
+                held = message
+                return
             begun = True
             await send(message)
 
         try:
             await self.app(scope, receive, send_noticed)
-        except Exception:
+        except Exception as error:
             log.exception("unhandled error", method=scope["method"], path=scope["path"])
             if begun:
                 raise  # Too late for another answer: the server must break the connection off.
-            problem = problem_response(scope["state"]["request_id"], 500, detail=INTERNAL)
-            await problem(scope, receive, send)
+            answer = await _answer_to(Request(scope, receive), error)
+            await answer(scope, receive, send)
+
+
+async def _answer_to(request: Request, error: Exception) -> Response:
+    handler = handler_of_unexpected_errors(application_of(request.scope))
+    if handler is not None:
+        try:
+            if is_async_callable(handler):
+                answer = await handler(request, error)
+            else:
+                answer = await run_in_threadpool(handler, request, error)
+            if isinstance(answer, Response):
+                return answer
+        except Exception:
+            log.exception("handler of unhandled errors failed")
+    return problem_response(request.scope["state"]["request_id"], 500, detail=INTERNAL)

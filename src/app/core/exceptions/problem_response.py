@@ -7,15 +7,18 @@ from typing import Any
 import structlog
 from asyncpg.exceptions import InterfaceError, PostgresError
 from fastapi import FastAPI
+from fastapi.exception_handlers import http_exception_handler, request_validation_exception_handler
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import iter_route_contexts
 from sqlalchemy.exc import SQLAlchemyError, StatementError
 from starlette._utils import get_route_path, is_async_callable
+from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
+from starlette.types import ExceptionHandler
 
 from app.core.db.data_errors import hide_values, problem_of
 from app.core.exceptions.http_exceptions import Problem
@@ -27,6 +30,7 @@ log = structlog.stdlib.get_logger("slipway.problem")
 
 MOST_FAULTS = 20
 LONGEST_NAME = 100
+_FASTAPIS = (None, http_exception_handler, request_validation_exception_handler)
 INTERNAL = "Something went wrong here."
 
 
@@ -42,12 +46,23 @@ class ProblemResponse(Response):
 def add_problem_handlers(app: FastAPI) -> None:
     """Registers the handlers for everything an endpoint, a dependency or the framework raises on purpose.
 
-    What nobody expected is answered by the error middleware.
+    They replace FastAPI's own, and none of the application's. The error middleware answers unexpected errors.
     """
-    app.add_exception_handler(HTTPException, _on_http_exception)
-    app.add_exception_handler(RequestValidationError, _on_validation_error)
-    for kind in (StatementError, PostgresError, InterfaceError):
-        app.exception_handlers.setdefault(kind, _on_database_error)  # An application's own handler wins.
+    add_handlers(
+        app,
+        {
+            HTTPException: _on_http_exception,
+            RequestValidationError: _on_validation_error,
+            **dict.fromkeys((StatementError, PostgresError, InterfaceError), _on_database_error),
+        },
+    )
+
+
+def add_handlers(app: Starlette, handlers: Mapping[type[Exception], ExceptionHandler]) -> None:
+    """Registers handlers of errors for which the application has none of its own."""
+    for error, handler in handlers.items():
+        if app.exception_handlers.get(error) in _FASTAPIS:
+            app.exception_handlers[error] = handler
 
 
 def problem_response(

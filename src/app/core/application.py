@@ -1,0 +1,74 @@
+"""The application class: FastAPI with the engine's middleware around the application's own."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from fastapi import FastAPI
+from starlette.middleware import Middleware
+from starlette.middleware.authentication import AuthenticationMiddleware
+from starlette.middleware.exceptions import ExceptionMiddleware
+from starlette.requests import HTTPConnection, Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from app.core.connection import APPLICATION
+from app.core.exceptions.problem_response import problem_response
+
+
+class Application(FastAPI):
+    """A FastAPI application whose own middleware, whenever it is added, is inside of the engine's.
+
+    So an answer or an error of it has a request id, a log line and a client address, and is a problem document.
+
+    Attributes:
+        outer_middleware: the engine's, the outermost first.
+        inner_middleware: the engine's that is next to the routes.
+        user_middleware: the application's, from `middleware=`, `add_middleware` and `@app.middleware`.
+    """
+
+    outer_middleware: Sequence[Middleware] = ()
+    inner_middleware: Sequence[Middleware] = ()
+    _mounted_stack: ASGIApp | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answers. Where it is mounted in another `Application`, that one's middleware is around it already."""
+        if scope["type"] == "lifespan" or scope.setdefault(APPLICATION, self) is self:
+            await super().__call__(scope, receive, send)
+            return
+        if self._mounted_stack is None:
+            self._mounted_stack = self._build(())
+        scope["app"] = self
+        await self._mounted_stack(scope, receive, send)
+
+    def build_middleware_stack(self) -> ASGIApp:
+        """The engine's middleware, the application's, and the routes."""
+        return self._build(self.outer_middleware)
+
+    def _build(self, outer: Sequence[Middleware]) -> ASGIApp:
+        own = self.user_middleware
+        handlers = {error: handle for error, handle in self.exception_handlers.items() if error not in (500, Exception)}
+        # FastAPI handles errors inside of the application's middleware only; what that raises is handled here.
+        around_own = [Middleware(ExceptionMiddleware, handlers=handlers)] if own else []
+        self.user_middleware = [*outer, *around_own, *map(_with_problems, own), *self.inner_middleware]
+        try:
+            return super().build_middleware_stack()
+        finally:
+            self.user_middleware = own
+
+
+def handler_of_unexpected_errors(app: FastAPI) -> Callable[[Request, Exception], Any] | None:
+    """What the application has registered for `Exception` or 500, the last one if there are two."""
+    handlers: list[Any] = [handler for error, handler in app.exception_handlers.items() if error in (500, Exception)]
+    return handlers[-1] if handlers else None
+
+
+def _with_problems(middleware: Middleware) -> Middleware:
+    """The same, with a problem document where Starlette's default is a text that cannot be told from the app's own."""
+    cls, args, kwargs = middleware
+    if isinstance(cls, type) and issubclass(cls, AuthenticationMiddleware) and len(args) < 2:
+        kwargs = {"on_error": _on_authentication_error} | kwargs
+    return Middleware(cls, *args, **kwargs)
+
+
+def _on_authentication_error(connection: HTTPConnection, error: Exception) -> Response:
+    return problem_response(connection.scope["state"]["request_id"], 400, detail=str(error) or None)
