@@ -315,19 +315,28 @@ async def test_compressing_middleware_compresses() -> None:
     assert answer.json() == "a" * 10_000
 
 
-async def test_a_body_over_the_limit_does_not_reach_own_middleware(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_body_over_the_limit_is_refused_to_own_middleware(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MAX_BODY_BYTES", "10")
-    reached = False
     app = app_that()
 
     @app.middleware("http")
-    async def note(request: Request, call_next: RequestResponseEndpoint) -> Response:
-        nonlocal reached
-        reached = True
+    async def read(request: Request, call_next: RequestResponseEndpoint) -> Response:
+        await request.body()
         return await call_next(request)
 
     assert_is_problem(await ask(app, "POST", content=b"x" * 11), 413)
-    assert not reached
+    assert (await ask(app, "POST", content=b"x" * 10)).status_code == 200
+
+
+async def test_an_application_in_an_application_leaves_the_requests_to_the_outer_one() -> None:
+    outer, inner = app_that(), app_that(Conflict())
+    inner.add_middleware(Adding)
+    outer.mount("/inner", inner)
+    with capture_logs() as lines:
+        answer = await ask(outer, url="http://test/inner/it")
+    assert_is_problem(answer, 409)
+    assert answer.headers["X-Seen"].endswith(answer.headers["X-Request-ID"])
+    assert [line["event"] for line in lines] == ["request"]
 
 
 # ---- With a database and limits ----

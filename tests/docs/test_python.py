@@ -6,7 +6,7 @@ from typing import Final
 import pytest
 
 from app.core.config import Settings
-from tests.docs import http_surroundings, job_surroundings, surroundings
+from tests.docs import extension_surroundings, http_surroundings, job_surroundings, surroundings
 from tests.docs.blocks import Block, all_blocks
 from tests.docs.surroundings import Code
 
@@ -30,6 +30,8 @@ SURROUNDINGS: Final[dict[str, Callable[[Code], Awaitable[None]]]] = {
     "enqueueing": job_surroundings.enqueueing,
     "in-a-job": job_surroundings.in_a_job,
     "job-test": job_surroundings.job_test,
+    "own-error-handlers": extension_surroundings.own_error_handlers,
+    "own-middleware": extension_surroundings.own_middleware,
     "request-sizes": http_surroundings.request_sizes,
 }
 

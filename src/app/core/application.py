@@ -23,20 +23,22 @@ class Application(FastAPI):
     Attributes:
         outer_middleware: the engine's, the outermost first.
         inner_middleware: the engine's that is next to the routes.
+        mounted_middleware: those of `outer_middleware` that are there also where it is mounted in another application.
         user_middleware: the application's, from `middleware=`, `add_middleware` and `@app.middleware`.
     """
 
     outer_middleware: Sequence[Middleware] = ()
     inner_middleware: Sequence[Middleware] = ()
+    mounted_middleware: Sequence[Middleware] = ()
     _mounted_stack: ASGIApp | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answers. Where it is mounted in another `Application`, that one's middleware is around it already."""
+        """Answers. Mounted in another `Application`, it leaves to that one's middleware what the engine's does."""
         if scope["type"] == "lifespan" or scope.setdefault(APPLICATION, self) is self:
             await super().__call__(scope, receive, send)
             return
         if self._mounted_stack is None:
-            self._mounted_stack = self._build(())
+            self._mounted_stack = self._build(self.mounted_middleware)
         scope["app"] = self
         await self._mounted_stack(scope, receive, send)
 

@@ -143,6 +143,7 @@ def _add_middleware(app: Application, settings: SettingsGroup, max_body_size: in
     if max_body_size is None and isinstance(settings, AppSettings):
         max_body_size = settings.MAX_BODY_BYTES
     app.add_middleware(BodyLimitMiddleware, max_bytes=max_body_size)
+    app.mounted_middleware = list(app.user_middleware)
     if is_traced(settings):
         app.add_middleware(TracingMiddleware)
     app.add_middleware(ErrorMiddleware)

@@ -1,0 +1,51 @@
+"""What the blocks of docs/extend.md stand in: an application, called `app`, to which they add something."""
+
+from typing import Any
+
+import httpx2
+from fastapi import APIRouter, FastAPI
+
+from app.core.setup import create_application
+from tests.docs.surroundings import Code
+
+
+async def _extended(code: Code, router: APIRouter) -> tuple[FastAPI, dict[str, Any]]:
+    app = create_application(router, code.settings)
+    return app, await code.run(app=app)
+
+
+async def own_error_handlers(code: Code) -> None:
+    """A handler for an error of its own and one for all others."""
+    router, names = APIRouter(), dict[str, Any]()
+
+    @router.get("/stock")
+    async def stock() -> None:
+        raise names["OutOfStock"]
+
+    @router.get("/bug")
+    async def bug() -> None:
+        raise ZeroDivisionError
+
+    app, known = await _extended(code, router)
+    names |= known
+    async with code.started(app=app) as client:
+        client.base_url = httpx2.URL("http://test/")
+        assert (await client.get("stock")).json() == {"error": "out of stock"}
+        assert (await client.get("bug")).json() == {"error": "internal"}
+
+
+async def own_middleware(code: Code) -> None:
+    """Middleware that refuses."""
+    router = APIRouter()
+
+    @router.get("/open")
+    async def is_open() -> bool:
+        return True
+
+    app, _ = await _extended(code, router)
+    async with code.started(app=app) as client:
+        client.base_url = httpx2.URL("http://test/")
+        assert (await client.get("open")).json() is True
+        refused = await client.get("open", headers={"X-Hour": "3"})
+        assert (refused.status_code, refused.headers["Retry-After"]) == (503, "3600")
+        assert refused.json()["detail"] == "Closed at night."
