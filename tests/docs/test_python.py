@@ -6,7 +6,7 @@ from typing import Final
 import pytest
 
 from app.core.config import Settings
-from tests.docs import extension_surroundings, http_surroundings, job_surroundings, surroundings
+from tests.docs import database_surroundings, extension_surroundings, http_surroundings, job_surroundings, surroundings
 from tests.docs.blocks import Block, all_blocks
 from tests.docs.surroundings import Code
 
@@ -32,6 +32,7 @@ SURROUNDINGS: Final[dict[str, Callable[[Code], Awaitable[None]]]] = {
     "job-test": job_surroundings.job_test,
     "own-error-handlers": extension_surroundings.own_error_handlers,
     "own-middleware": extension_surroundings.own_middleware,
+    "caught-error": database_surroundings.caught_error,
     "request-sizes": http_surroundings.request_sizes,
 }
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from arq.worker import Retry
 from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
 from sqlmodel.ext.asyncio.session import AsyncSession
 from structlog.testing import capture_logs
 
@@ -119,6 +120,52 @@ async def test_a_job_that_breaks_its_transaction_is_a_failure(db: AsyncSession) 
     assert (row.state, row.attempt) == ("dead", 2)
     assert "IntegrityError" in str(row.error)
     assert await all_done() == []
+
+
+async def test_a_job_that_catches_the_error_that_aborted_its_transaction_is_a_failure(db: AsyncSession) -> None:
+    await create_done()
+
+    async def swallow(ctx: Context) -> None:
+        await do(ctx, "it")
+        with suppress(DBAPIError):
+            await (await ctx["db"].connection()).execute(text("SELECT 1 / 0"))
+
+    row = await outcome(swallow, options={"max_tries": 1})
+    assert row.state == "dead"
+    assert "TransactionAborted" in str(row.error)
+    assert "begin_nested" in str(row.error)
+    assert await all_done() == []
+
+
+async def test_a_job_that_catches_an_error_of_a_savepoint_or_rolls_back_succeeds(db: AsyncSession) -> None:
+    await create_done()
+
+    async def swallow(ctx: Context) -> None:
+        await do(ctx, "gone")
+        await ctx["db"].rollback()
+        await do(ctx, "kept")
+        with suppress(DBAPIError):
+            async with ctx["db"].begin_nested():
+                await do(ctx, "gone")
+                await (await ctx["db"].connection()).execute(text("SELECT 1 / 0"))
+
+    row = await outcome(swallow, options={"max_tries": 1})
+    assert row.state == "succeeded"
+    assert await all_done() == ["kept"]
+
+
+async def test_a_job_that_has_committed_by_itself_and_fails_is_tried_again(db: AsyncSession) -> None:
+    await create_done()
+
+    async def commit_and_fail(ctx: Context) -> None:
+        await do(ctx, f"attempt {ctx['job_try']}")
+        await ctx["db"].commit()
+        if ctx["job_try"] == 1:
+            raise ValueError("not yet")
+
+    row = await outcome(commit_and_fail)
+    assert (row.state, row.attempt) == ("succeeded", 2)
+    assert await all_done() == ["attempt 1", "attempt 2"]
 
 
 @pytest.mark.parametrize(

@@ -5,14 +5,14 @@ It is opened and closed by the app's or worker's lifespan.
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
 
 import structlog
 from sqlalchemy import event
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker
 from sqlalchemy.orm import SessionTransaction
@@ -21,7 +21,13 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 
 from app.core.config import PostgresSettings
 from app.core.db.commits import note_commit
-from app.core.db.engine import DatabaseUnavailable, create_engine, shares_connections
+from app.core.db.engine import (
+    DatabaseUnavailable,
+    TransactionAborted,
+    create_engine,
+    is_aborted,
+    shares_connections,
+)
 from app.core.exceptions.http_exceptions import Problem
 
 _AFTER_COMMIT = "after_commit"
@@ -48,13 +54,24 @@ def _note_commit(session: Session) -> None:
     if not session.in_nested_transaction():  # The end of a savepoint is no commit.
         session.info[_UNNOTICED] = True
         note_commit()
-        session.info.setdefault(_DUE, []).extend(session.info.pop(_AFTER_COMMIT, ()))
+        session.info.setdefault(_DUE, []).extend(action for action, _ in session.info.pop(_AFTER_COMMIT, ()))
 
 
 @event.listens_for(_Noticing, "after_soft_rollback")
 def _note_rollback(session: Session, previous: SessionTransaction) -> None:
-    if previous.parent is None:
-        session.info.pop(_AFTER_COMMIT, None)
+    """Drops the actions that were registered in what is rolled back: a savepoint, or all of the transaction."""
+    ended = previous
+    while not ended.nested and ended.parent is not None:  # A failed flush ends what it was a part of.
+        ended = ended.parent
+    if _AFTER_COMMIT in session.info:
+        kept = [one for one in session.info[_AFTER_COMMIT] if ended.nested and not _is_within(one[1], ended)]
+        session.info[_AFTER_COMMIT] = kept
+
+
+def _is_within(savepoint: SessionTransaction | None, outer: SessionTransaction) -> bool:
+    while savepoint is not None and savepoint is not outer:
+        savepoint = savepoint.parent
+    return savepoint is outer
 
 
 class Transaction(AsyncSession):
@@ -63,11 +80,19 @@ class Transaction(AsyncSession):
     sync_session_class = _Noticing
 
     async def commit(self) -> None:
-        """Commits, between the entering and the leaving of what is around it; then what comes after it is done."""
+        """Commits, between the entering and the leaving of what is around it; then what comes after it is done.
+
+        Raises: TransactionAborted when an error has ended the transaction before; and as any statement.
+        """
         async with AsyncExitStack() as around_it:
-            for around in self.info.get(_AROUND_COMMIT, ()):
-                await around_it.enter_async_context(around(self))
-            await super().commit()
+            try:
+                for around in self.info.get(_AROUND_COMMIT, ()):
+                    await around_it.enter_async_context(around(self))
+                await super().commit()
+            except SQLAlchemyError as error:
+                if is_aborted(error):
+                    raise TransactionAborted from error
+                raise
             after_it = around_it.pop_all()
         self.info.pop(_UNNOTICED, None)
         # It is committed: not even a caller who leaves now can stop what follows from it.
@@ -128,31 +153,60 @@ async def async_get_db() -> AsyncIterator[AsyncSession]:
     As a dependency it needs `scope="function"`, so that the commit comes before the response starts and a failed
     commit is an error rather than a false success.
 
+    An error of the database that the handler has caught aborts the transaction: it is rolled back, one line in the log
+    says so, and the handler's answer goes out. What is to survive such an error needs a savepoint (`begin_nested`).
+
     Raises: DatabaseUnavailable when PostgreSQL cannot be reached or asks to try again.
     """
-    if _sessions is None:
-        raise RuntimeError(_NOT_OPEN)
-    db = _sessions()
-    _adopt(db)
-    try:
+    async with _TransactionScope(of_request=True) as db:
+        yield db
+
+
+def transaction() -> AbstractAsyncContextManager[AsyncSession]:
+    """The same for a job or a script. Here a transaction that is aborted is an error: nobody has answered it.
+
+    Raises: TransactionAborted when an error that was caught has aborted the transaction; and as `async_get_db`.
+    """
+    return _TransactionScope(of_request=False)
+
+
+class _TransactionScope(AbstractAsyncContextManager[AsyncSession]):
+    __slots__ = ("_db", "_of_request")
+
+    def __init__(self, *, of_request: bool) -> None:
+        self._of_request = of_request
+
+    async def __aenter__(self) -> AsyncSession:
+        if _sessions is None:
+            raise RuntimeError(_NOT_OPEN)
+        self._db = _sessions()
+        _adopt(self._db)
+        return self._db
+
+    async def __aexit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        db = self._db
         try:
-            yield db
-        except BaseException as error:
-            if isinstance(error, Problem) and error.keeps_changes:
-                await _commit(db)
+            if error is None or (isinstance(error, Problem) and error.keeps_changes):
+                await self._end()
             elif _UNNOTICED in db.info and not isinstance(error, GeneratorExit):
                 await db.rollback()
                 await _commit(db)  # Of nothing, but for what has to follow from the commit that was made before.
-            raise
-        await _commit(db)
-    except PoolTimeoutError as error:
-        raise DatabaseUnavailable from error
-    finally:
-        _open.set(tuple(other for other in _open.get() if other is not db))
-        await _close(db)
+            if isinstance(error, PoolTimeoutError):
+                raise DatabaseUnavailable from error
+        except PoolTimeoutError as pool_error:
+            raise DatabaseUnavailable from pool_error
+        finally:
+            _open.set(tuple(other for other in _open.get() if other is not db))
+            await _close(db)
 
-
-transaction = asynccontextmanager(async_get_db)  # the same for a job or a script: `async with transaction() as db:`
+    async def _end(self) -> None:
+        try:
+            await _commit(self._db)
+        except TransactionAborted as error:
+            await self._db.rollback()
+            if not self._of_request:
+                raise
+            log.warning("request's transaction was rolled back", caught=type(error.__cause__ or error).__name__)
 
 
 async def _commit(db: AsyncSession) -> None:
@@ -164,16 +218,17 @@ async def _commit(db: AsyncSession) -> None:
 
 
 def after_commit(db: AsyncSession, action: Callable[[], Awaitable[object]]) -> None:
-    """Has this done once the transaction is committed, and not at all when it is rolled back.
+    """Has this done once the transaction is committed, and not at all when it is rolled back, or its savepoint is.
 
     The change is made by then: an action that fails is logged, and the caller is not told.
     """
-    db.info.setdefault(_AFTER_COMMIT, []).append(action)
+    db.info.setdefault(_AFTER_COMMIT, []).append((action, db.sync_session.get_nested_transaction()))
 
 
 def actions_after_commit(db: AsyncSession) -> list[Callable[[], Awaitable[object]]]:
-    """What is registered so far, for who adds to what they have registered."""
-    return list(db.info.get(_AFTER_COMMIT, ()))
+    """The actions that are registered so far within the current savepoint, for those who add to theirs."""
+    current = db.sync_session.get_nested_transaction()
+    return [action for action, savepoint in db.info.get(_AFTER_COMMIT, ()) if savepoint is current]
 
 
 def around_commit(db: AsyncSession, around: Around) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import asyncpg
 from sqlalchemy import ExceptionContext, NullPool, event
-from sqlalchemy.exc import DisconnectionError
+from sqlalchemy.exc import DisconnectionError, PendingRollbackError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from app.core.config import PostgresSettings
@@ -26,11 +26,24 @@ _OUTDATED = "InvalidCachedStatementError"
 # insufficient resources, operator intervention (shutdown, statement cancelled), lock not available.
 _TRANSIENT = ("08", "40", "53", "57", "55P03")
 
+_COMMIT = "COMMIT;"  # as asyncpg's transactions send it
+_IN_FAILED_TRANSACTION = "25P02"
+
 _SHARED = "slipway_shared_connections"
 
 
 class DatabaseUnavailable(ServiceUnavailable):
     text = "The database is not available. Try again shortly."
+
+
+class TransactionAborted(SQLAlchemyError):  # noqa: N818 -- a state, with what to do about it
+    """An error had aborted the transaction before it was to be committed: nothing of it is written."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "An error that was caught has aborted the transaction, and nothing of it is written. Run statements whose "
+            "errors you handle in `async with db.begin_nested():`, or call `await db.rollback()` before you go on."
+        )
 
 
 def create_engine(
@@ -99,6 +112,13 @@ class _Connection(asyncpg.Connection):  # type: ignore[misc]  # it ships no type
     SQLAlchemy closes one whose statement took too long before it raises, and would wait for 2 seconds.
     """
 
+    async def execute(self, query: str, *args: Any, timeout: float | None = None) -> str:  # noqa: ASYNC109 -- asyncpg's
+        """asyncpg's. Raises: TransactionAborted when a COMMIT has rolled back, which PostgreSQL takes for no error."""
+        status: str = await super().execute(query, *args, timeout=timeout)
+        if status == "ROLLBACK" and query == _COMMIT:
+            raise TransactionAborted
+        return status
+
     async def close(self, *, timeout: float | None = None) -> None:  # noqa: ASYNC109 -- asyncpg's own parameter
         """asyncpg's, which has the server stop what it still does. Raises: TimeoutError when it does not say so."""
         await super().close(timeout=CLOSE_TIMEOUT if timeout is None else min(timeout, CLOSE_TIMEOUT))
@@ -161,6 +181,13 @@ def is_transient(error: BaseException) -> bool:
     """Whether the driver's error says "not now" rather than "not like this"."""
     state = getattr(error, "sqlstate", None) or ""
     return isinstance(error, TimeoutError) or state.startswith(_TRANSIENT) or type(error).__name__ == _OUTDATED
+
+
+def is_aborted(error: BaseException) -> bool:
+    """Whether an error says that the transaction was aborted by an earlier one."""
+    if isinstance(error, PendingRollbackError | TransactionAborted):
+        return True
+    return getattr(getattr(error, "orig", error), "sqlstate", None) == _IN_FAILED_TRANSACTION
 
 
 def _replace_if_closed(connection: Any, *_: object) -> None:

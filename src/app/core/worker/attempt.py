@@ -10,10 +10,12 @@ from typing import Any, Final
 import structlog
 from arq.cron import CronJob
 from arq.worker import Function, Retry, Worker
+from sqlalchemy.exc import SQLAlchemyError
 from sqlmodel.ext.asyncio.session import AsyncSession
 from structlog.contextvars import bound_contextvars
 
 from app.core.db.database import after_commit, begin_request, transaction
+from app.core.db.engine import TransactionAborted, is_aborted
 from app.core.exceptions.http_exceptions import Problem
 from app.core.tracing import attempt_span
 from app.core.utils.queue import JobState, dumps
@@ -119,10 +121,10 @@ class Attempt:
         begin_request()  # What is open around a worker, in a test, is not this job's.
         async with asyncio.timeout(self._seconds) as limit, transaction() as db:
             self._ctx["db"] = db
-            after_commit(db, self._note_commit)
             result = await self._call(db)
             written = _as_json(result)
             self._is_ending = True
+            after_commit(db, self._note_commit)  # Here: the job may have committed, or rolled back, by itself.
             limit.reschedule(asyncio.get_running_loop().time() + COMMIT_SECONDS)
             await self._succeed(db, written)
         return "succeeded"
@@ -146,6 +148,11 @@ class Attempt:
             async with self._session() as outside:
                 if not await still_runs(outside, self.job):
                     raise
+        except SQLAlchemyError as error:
+            # It caught an error that had aborted its transaction: what it wrote is gone, so it has not succeeded.
+            if is_aborted(error):
+                raise TransactionAborted from error
+            raise
 
     async def _note_commit(self) -> None:
         self._is_committed = True
