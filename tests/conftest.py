@@ -34,7 +34,7 @@ from fastapi import Depends, FastAPI
 from redis import Redis
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from app.api import build_router
+from app.api import PREFIX, build_router
 from app.api.dependencies import get_current_superuser
 from app.core.config import Settings, get_settings
 from app.core.db.database import async_get_db, close_database, open_database
@@ -257,8 +257,8 @@ async def client(app: FastAPI) -> AsyncIterator[httpx2.AsyncClient]:
 
 
 def client_of(app: FastAPI) -> httpx2.AsyncClient:
-    """A client of an app in this process, with `/api/v1` as its base."""
-    return httpx2.AsyncClient(transport=httpx2.ASGITransport(app=app), base_url="http://test/api/v1/")
+    """A client of an app in this process, with the API's prefix as its base."""
+    return httpx2.AsyncClient(transport=httpx2.ASGITransport(app=app), base_url=f"http://test{PREFIX}/")
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 """What `make run` and `make services` start, watch and stop; `dev.py` is their command line."""
 
-import http.client
 import os
+import socket
 import sys
 import time
 from collections.abc import Iterator
@@ -53,7 +53,7 @@ def run(port: int) -> NoReturn:
                     log.follow("db", services.config.log)
                 _start(children, settings, port)
                 with Changes(ROOT / "src" / "app") as changes:
-                    while not _answers(port):
+                    while not _listens(port):
                         log.print_lines(0.05)
                         _look_after(children, changes, services, is_up=False)
                     _start_long_worker(children, settings)
@@ -184,15 +184,13 @@ def _check(services: Services) -> None:
         raise ServiceError(problem)
 
 
-def _answers(port: int) -> bool:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=1)
+def _listens(port: int) -> bool:
+    """Whether the API takes connections, which uvicorn does once the application has started."""
     try:
-        connection.request("GET", "/api/v1/health")
-        return connection.getresponse().status == 200
-    except (OSError, http.client.HTTPException):
+        socket.create_connection(("127.0.0.1", port), timeout=1).close()
+    except OSError:
         return False
-    finally:
-        connection.close()
+    return True
 
 
 def _banner(settings: Settings, port: int, is_first: bool) -> str:
@@ -204,7 +202,7 @@ def _banner(settings: Settings, port: int, is_first: bool) -> str:
   {getattr(settings, "APP_NAME", "The API")} is running at {url}
 
     documentation  {url}/docs
-    log in         "Authorize" there, or POST {url}/api/v1/login
+    log in         "Authorize" there
     console        {console}
     user name      {getattr(settings, "ADMIN_USERNAME", "(no FirstUserSettings)")}
     password       {password}

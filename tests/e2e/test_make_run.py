@@ -200,6 +200,21 @@ def test_a_project_lives_through_stops_kills_and_starts(project: Path, start: St
     assert not processes_in(project)
 
 
+def test_another_prefix_of_the_api(project: Path, start: Start) -> None:
+    api = project / "src" / "app" / "api" / "__init__.py"
+    api.write_text(api.read_text().replace('PREFIX = "/api/v1"', 'PREFIX = "/v2"'))
+    run = start()
+    wait_until(lambda: "Ctrl-C stops everything." in run.output, START_SECONDS)
+    assert run.asked("/v2/health") == {"status": "ok"}
+    password = re.findall(r"(?m)^ADMIN_PASSWORD=[\"']?([^\"'\n]+)", (project / "src" / ".env").read_text())[0]
+    with httpx2.Client(base_url=run.url) as browser:
+        login = browser.post("/v2/login", data={"username": "admin", "password": password})
+        assert login.status_code == 200
+        assert browser.post("/v2/refresh").status_code == 200
+    assert '"/v2/login"' in httpx2.get(f"{run.url}/openapi.json").text
+    assert run.stop(signal.SIGINT) == 0
+
+
 def test_what_ends_by_itself_and_what_has_changed_starts_again(project: Path, start: Start) -> None:
     run = start()
     run.wait_for_answer()

@@ -16,6 +16,7 @@ from starlette.types import Receive, Scope, Send
 
 from app.core.config import ConsoleSettings, CryptSettings, PostgresSettings, Settings
 from app.core.memory import settle
+from app.core.root_path import root_path_of
 
 if TYPE_CHECKING:
     from app.admin.console import Console
@@ -73,4 +74,4 @@ def _load(app: FastAPI, settings: Settings) -> "Console":
 
 async def _to_the_front_page(request: Request) -> Response:
     """`/admin`, as people type it."""
-    return RedirectResponse(f"{PATH}/", 308)
+    return RedirectResponse(f"{root_path_of(request.scope)}{PATH}/", 308)

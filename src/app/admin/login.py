@@ -1,7 +1,8 @@
 """Signing in to the console, and out of it: as to the API, for superusers only, and with a cookie of its own."""
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
+from fastapi import FastAPI
 from pydantic import ValidationError
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
@@ -13,17 +14,17 @@ from starlette_admin.helpers import safe_redirect_url
 from app.admin.cookie import create_cookie, drop_cookie, put_cookie
 from app.api.dependencies import get_client
 from app.api.sign_in import WrongCredentials, sign_in
+from app.api.v1.login import login
 from app.core.config import Settings
 from app.core.db.database import transaction
 from app.core.passwords import HashingBusy
+from app.core.route_table import path_of
 from app.core.utils.rate_limit import Limiter, RateLimited, limit_as
 from app.crud.crud_login_session import crud_login_sessions
 from app.crud.crud_security_event import crud_security_events
 from app.models.login_session import LoginKind
 from app.models.security_event import EventKind
 from app.models.token import LoginForm
-
-API_LOGIN: Final = "/api/v1/login"
 
 if TYPE_CHECKING:
     from app.admin.gate import Operator
@@ -79,9 +80,10 @@ class Provider(BaseAuthProvider):
 
     async def _count(self, request: Request) -> None:
         """As one sign-in to the API more: who tries passwords here has no more tries than there."""
-        limiter: Limiter | None = getattr(request.app.state.main.state, "rate_limiter", None)
-        if limiter is not None:
-            await limit_as(request, limiter, API_LOGIN)
+        main: FastAPI = request.app.state.main
+        limiter: Limiter | None = getattr(main.state, "rate_limiter", None)
+        if limiter is not None and (path := path_of(main, login)) is not None:
+            await limit_as(request, limiter, path)
 
     async def _logout(self, request: Request) -> Response:
         operator: Operator = request.state.operator

@@ -12,10 +12,11 @@ from urllib.parse import urlsplit
 from uuid import UUID
 
 from fastapi import Depends, Header, Path, Query, Request, Response
-from fastapi.security import APIKeyCookie, OAuth2PasswordBearer
+from fastapi.security import OAuth2PasswordBearer
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from app.api.job_events import JobFollower, TooManyStreams
+from app.api.refresh_cookie import refresh_cookie
 from app.core.config import CryptSettings, PostgresSettings, Settings
 from app.core.db.database import async_get_db, reading
 from app.core.db.engine import DatabaseUnavailable
@@ -25,6 +26,7 @@ from app.core.exceptions.http_exceptions import Forbidden, Problem, Unauthorized
 from app.core.exceptions.problem_response import request_id_of
 from app.core.logger import note_user
 from app.core.readiness import Dependency
+from app.core.route_inputs import same_for_all_callers
 from app.core.schemas import Id, VisibleText
 from app.core.security import AccessToken, InvalidToken, decode_access_token
 from app.core.utils import queue
@@ -48,6 +50,7 @@ from app.models.user import ExistingUsername, User
 SessionDep = Annotated[AsyncSession, Depends(async_get_db, scope="function")]
 
 
+@same_for_all_callers
 async def get_app_settings(request: Request) -> Settings:
     """The settings this app was built with."""
     settings: Settings = request.app.state.settings
@@ -57,6 +60,7 @@ async def get_app_settings(request: Request) -> Settings:
 SettingsDep = Annotated[Settings, Depends(get_app_settings)]
 
 
+@same_for_all_callers
 async def get_app_dependencies(request: Request) -> list[Dependency]:
     """The services this app talks to."""
     dependencies: list[Dependency] = request.app.state.dependencies
@@ -66,6 +70,7 @@ async def get_app_dependencies(request: Request) -> list[Dependency]:
 DependenciesDep = Annotated[list[Dependency], Depends(get_app_dependencies)]
 
 
+@same_for_all_callers
 async def get_drain(request: Request) -> Drain:
     """Whether the server was told to stop."""
     drain: Drain = request.app.state.drain
@@ -93,14 +98,12 @@ async def never_cached(response: Response) -> None:
 
 # ---- Who is asking ----
 
-REFRESH_COOKIE = "refresh_token"
 LONGEST_USER_AGENT = 255
 
-_bearer = OAuth2PasswordBearer("/api/v1/login", auto_error=False)
-_refresh_cookie = APIKeyCookie(name=REFRESH_COOKIE, scheme_name="RefreshCookie", auto_error=False)
+_bearer = OAuth2PasswordBearer("login", auto_error=False)  # `add_openapi` completes the path.
 
 BearerToken = Annotated[str | None, Depends(_bearer)]
-RefreshCookie = Annotated[str | None, Depends(_refresh_cookie)]
+RefreshCookie = Annotated[str | None, Depends(refresh_cookie)]
 
 
 async def get_client(request: Request) -> Client:
@@ -170,6 +173,7 @@ async def _signed_in(request: Request, sent: list[str]) -> Caller:
     return Caller(token, user)
 
 
+@same_for_all_callers
 async def get_access_token(request: Request, _: BearerToken) -> AccessToken | None:
     """The verified access token, if there is one. A broken one is an error, never an anonymous caller."""
     caller = await caller_of(request)
@@ -181,6 +185,7 @@ async def get_access_token(request: Request, _: BearerToken) -> AccessToken | No
 OptionalToken = Annotated[AccessToken | None, Depends(get_access_token)]
 
 
+@same_for_all_callers
 async def get_optional_user(request: Request, token: OptionalToken) -> User | None:
     """The signed-in user, or nobody."""
     user = (await caller_of(request)).user
@@ -223,6 +228,7 @@ CurrentSuperuser = Annotated[User, Depends(get_current_superuser)]
 
 
 @lagging
+@same_for_all_callers
 async def get_reading_session(request: Request) -> AsyncIterator[AsyncSession]:
     """A session that only reads: on the replica where there is one, once it has what this caller has written."""
     replica: Replica | None = request.app.state.replica
@@ -247,6 +253,7 @@ async def limit_rate(request: Request) -> None:
         await limit(request)
 
 
+@same_for_all_callers
 async def get_rate_limiter(request: Request) -> Limiter:
     """What counts requests."""
     limiter: Limiter = request.app.state.rate_limiter

@@ -5,12 +5,12 @@ from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
-from fastapi import Response
+from fastapi import Request, Response
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from app.api.dependencies import REFRESH_COOKIE
+from app.api.refresh_cookie import put_refresh_cookie
 from app.core.client_address import network_of
-from app.core.config import EnvironmentOption, Settings, environment_of
+from app.core.config import Settings
 from app.core.db.database import reading
 from app.core.db.models import utc_now
 from app.core.exceptions.http_exceptions import Unauthorized
@@ -33,7 +33,6 @@ from app.models.security_event import EventKind
 from app.models.token import AccessTokenRead, LoginForm
 from app.models.user import User
 
-COOKIE_PATH = "/api/v1"
 FREE_FAILURES_OF_ACCOUNT = 5
 FREE_FAILURES_OF_ADDRESS = 100  # many people can share one
 
@@ -177,28 +176,13 @@ def _grace(settings: Settings) -> timedelta:
 # ---- What a signed-in client holds ----
 
 
-def issue_tokens(response: Response, settings: Settings, user: User, session: LoginSession) -> AccessTokenRead:
+def issue_tokens(
+    request: Request, response: Response, settings: Settings, user: User, session: LoginSession
+) -> AccessTokenRead:
     """Puts the login's refresh token into the cookie and returns a new access token."""
-    response.set_cookie(
-        REFRESH_COOKIE,
-        create_refresh_token(settings, session.id, session.salt, session.generation),
-        max_age=int((session.expires_at - utc_now()).total_seconds()),
-        path=COOKIE_PATH,
-        secure=_is_secure(settings),
-        httponly=True,
-        samesite="lax",
-    )
+    token = create_refresh_token(settings, session.id, session.salt, session.generation)
+    put_refresh_cookie(request, response, token, max_age=int((session.expires_at - utc_now()).total_seconds()))
     return AccessTokenRead(access_token=create_access_token(settings, user.uuid, session.id))
-
-
-def forget_tokens(response: Response, settings: Settings) -> None:
-    """Lets the browser drop the cookie."""
-    response.delete_cookie(REFRESH_COOKIE, path=COOKIE_PATH, secure=_is_secure(settings), httponly=True, samesite="lax")
-
-
-def _is_secure(settings: Settings) -> bool:
-    # Browsers do not send Secure cookies over plain HTTP, and `local` has nothing else.
-    return environment_of(settings) is not EnvironmentOption.LOCAL
 
 
 # ---- Signing out ----

@@ -34,7 +34,11 @@ class TrustedProxies:
         return address is not None and self._is_ours(address)
 
     def client_of(self, peer: str | None, forwarded_for: Sequence[str]) -> str | None:
-        """The address of the client of a trusted peer.
+        """The address of the client of a trusted peer: the first part of `trace`."""
+        return self.trace(peer, forwarded_for)[0]
+
+    def trace(self, peer: str | None, forwarded_for: Sequence[str]) -> tuple[str | None, int]:
+        """The address of the client of a trusted peer, and the number of trusted proxies that its request has passed.
 
         Every proxy adds at the right who has asked it, so only what our own have added counts: from the right, as
         many entries as there are hops, and on as long as each is one of ours.
@@ -43,16 +47,16 @@ class TrustedProxies:
             peer: who is connected to us.
             forwarded_for: the `X-Forwarded-For` headers, in their order.
         """
-        client = peer
+        client, hops = peer, 1
         entries = ",".join(forwarded_for).rsplit(",", self._hops)[-self._hops :]
-        for entry in reversed(entries):
+        for number, entry in enumerate(reversed(entries), start=1):
             address = parse_address(entry)
             if address is None:
                 break  # Whoever added it cannot say; who asked us last is as near as one gets.
-            client = str(address)
+            client, hops = str(address), number
             if not self._is_ours(address):
                 break
-        return client
+        return client, hops
 
     def _is_ours(self, address: Address) -> bool:
         return any(address in network for network in self._networks)

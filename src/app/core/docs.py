@@ -11,10 +11,15 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.staticfiles import StaticFiles
 from starlette.types import Receive, Scope, Send
 
+from app.core.openapi import openapi_at
+from app.core.root_path import root_path_of
+from app.core.route_inputs import same_for_all_callers
+
 ASSETS = "/docs/assets"
 FRESH = {"Cache-Control": "no-cache"}  # the next reload of the app may change them
 
 
+@same_for_all_callers
 class _WholeFiles(StaticFiles):
     """Files without ranges, which a server may ignore: Starlette's errors about them are no problem documents."""
 
@@ -32,12 +37,12 @@ def add_docs(app: FastAPI, guard: Sequence[Depends] = ()) -> None:
     router = APIRouter(include_in_schema=False, dependencies=list(guard))
 
     @router.get("/openapi.json")
-    async def openapi() -> Response:
-        return JSONResponse(app.openapi(), headers=FRESH)
+    async def openapi(request: Request) -> Response:
+        return JSONResponse(openapi_at(app, root_path_of(request.scope)), headers=FRESH)
 
     @router.get("/docs")
     async def swagger_ui(request: Request) -> HTMLResponse:
-        root = request.scope.get("root_path", "")
+        root = root_path_of(request.scope)
         return get_swagger_ui_html(
             openapi_url=f"{root}/openapi.json",
             title=app.title,
@@ -48,7 +53,7 @@ def add_docs(app: FastAPI, guard: Sequence[Depends] = ()) -> None:
 
     @router.get("/redoc")
     async def redoc(request: Request) -> HTMLResponse:
-        root = request.scope.get("root_path", "")
+        root = root_path_of(request.scope)
         return get_redoc_html(
             openapi_url=f"{root}/openapi.json",
             title=app.title,

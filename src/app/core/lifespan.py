@@ -10,6 +10,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 from starlette.types import Lifespan
 
+from app.core.client_cache import refuse_max_age_without_middleware
 from app.core.config import (
     ClientSideCacheSettings,
     ConsoleSettings,
@@ -21,7 +22,6 @@ from app.core.config import (
     SettingsGroup,
     environment_of,
 )
-from app.core.credential_headers import credential_headers
 from app.core.db.before_answers import end_transactions_before_answers
 from app.core.db.database import close_database, open_database
 from app.core.db.engine import create_engine
@@ -32,6 +32,7 @@ from app.core.draining import Drain, draining
 from app.core.metrics.pools import pools_measured
 from app.core.metrics.recent import Recent, open_recent
 from app.core.readiness import Dependency
+from app.core.root_path import check_root_path
 from app.core.tracing import open_tracing
 from app.core.utils import queue
 from app.core.utils.cache import open_cache
@@ -45,6 +46,9 @@ from app.core.utils.redis_link import AnyLink
 async def lifespan(app: FastAPI, inner: Sequence[Lifespan[Any]]) -> AsyncIterator[dict[str, Any] | None]:
     """The app's, around those that the application has: the first is the outermost. Yields what all of them yield."""
     settings: SettingsGroup = app.state.settings
+    check_root_path(app, app.state.root_path)
+    if not isinstance(settings, ClientSideCacheSettings):
+        refuse_max_age_without_middleware(app)
     await refuse_certain_faults(settings)
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(open_tracing(settings))
@@ -68,9 +72,7 @@ async def lifespan(app: FastAPI, inner: Sequence[Lifespan[Any]]) -> AsyncIterato
         for each in inner:
             own: Mapping[str, Any] | None = await stack.enter_async_context(each(app))
             state.update(own or {})
-        end_transactions_before_answers(app)  # Again, as what follows: for the routes that were added since.
-        if isinstance(settings, ClientSideCacheSettings):
-            app.state.credentials |= credential_headers(app)
+        end_transactions_before_answers(app)  # Again, for the routes that were added since.
         yield state or None  # A server may not know the state of a lifespan.
 
 

@@ -1,6 +1,7 @@
 """The OpenAPI document: what FastAPI writes, and the truth about our errors."""
 
 from collections.abc import Iterable
+from copy import deepcopy
 from typing import Any
 
 from fastapi import FastAPI
@@ -56,10 +57,40 @@ def add_openapi(app: FastAPI) -> None:
                     if MEDIA_TYPE not in operation["responses"].get(status, {}).get("content", {}):
                         operation["responses"][status] = {"description": description, **_PROBLEM}
             _name_the_paths(schemas, [*limited_paths(app), EVERY_PATH])
+            for flow in _password_flows(document):
+                flow["tokenUrl"] = _path_ending_with(document, flow["tokenUrl"])
             complete = document
         return document
 
     app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way to extend it
+
+
+def openapi_at(app: FastAPI, root_path: str) -> dict[str, Any]:
+    """The app's document as it is read under a root path: its server and its sign-in are there."""
+    document: dict[str, Any] = app.openapi()
+    if not root_path:
+        return document
+    servers = document.get("servers", [])
+    if app.root_path_in_servers and root_path not in [server.get("url") for server in servers]:
+        servers = [{"url": root_path}, *servers]
+    document = {**document, "components": deepcopy(document["components"])}
+    for flow in _password_flows(document):
+        if flow["tokenUrl"].startswith("/"):
+            flow["tokenUrl"] = root_path + flow["tokenUrl"]
+    return {**document, "servers": servers} if servers else document
+
+
+def _password_flows(document: dict[str, Any]) -> Iterable[dict[str, Any]]:
+    schemes = document.get("components", {}).get("securitySchemes", {}).values()
+    return [scheme["flows"]["password"] for scheme in schemes if "password" in scheme.get("flows", {})]
+
+
+def _path_ending_with(document: dict[str, Any], token_url: str) -> str:
+    """The path of the operation that a relative address, such as `login`, means. What is absolute stays as it is."""
+    if token_url.startswith("/") or "://" in token_url:
+        return token_url
+    paths = (path for path, operations in document["paths"].items() if "post" in operations)
+    return next((path for path in paths if path.endswith(f"/{token_url.removeprefix('./')}")), token_url)
 
 
 def _operations(document: dict[str, Any]) -> Iterable[tuple[str, dict[str, Any]]]:

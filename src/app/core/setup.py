@@ -29,7 +29,6 @@ from app.core.config import (
     SettingsGroup,
     environment_of,
 )
-from app.core.credential_headers import credential_headers
 from app.core.db.before_answers import end_transactions_before_answers
 from app.core.declared_requests import declared_requests
 from app.core.docs import add_docs
@@ -40,16 +39,17 @@ from app.core.lifespan import lifespan
 from app.core.metrics import add_metrics
 from app.core.metrics.readiness import look_at
 from app.core.openapi import add_openapi
+from app.core.root_path import RootPathMiddleware
 from app.core.route_table import add_route_table
 from app.core.tracing import is_traced
 from app.core.utils import queue
 from app.core.utils.cache import check_cached_routes
 from app.middleware.body_limit_middleware import BodyLimitMiddleware
-from app.middleware.client_address_middleware import ClientAddressMiddleware
 from app.middleware.client_cache_middleware import ClientCacheMiddleware
 from app.middleware.cors_middleware import CORSMiddleware
 from app.middleware.error_middleware import ErrorMiddleware
 from app.middleware.head_middleware import HeadMiddleware
+from app.middleware.proxy_headers_middleware import ProxyHeadersMiddleware
 from app.middleware.rate_limit_middleware import RateLimitMiddleware
 from app.middleware.replica_middleware import ReplicaMiddleware
 from app.middleware.request_context_middleware import RequestContextMiddleware
@@ -80,9 +80,12 @@ def create_application(
     refuse_options(fastapi_kwargs)
     max_body_size = fastapi_kwargs.pop("max_body_size", None)  # FastAPI's own answer to it is no problem document.
     own_lifespan = fastapi_kwargs.pop("lifespan", None)
+    # FastAPI's own finds no mounted application when the proxy has stripped it.
+    root_path = fastapi_kwargs.pop("root_path", "") or getattr(settings, "ROOT_PATH", "")
     app = Application(**{"telemetry": _NO_TELEMETRY} | _metadata(settings) | fastapi_kwargs | FIXED_OPTIONS)
     app.state.settings = settings
     app.state.dependencies = []
+    app.state.root_path = root_path
     app.include_router(router)
     _add_lifespan(app, own_lifespan)
     say_in_short_why_it_does_not_start(app)
@@ -156,12 +159,12 @@ def _add_middleware(app: Application, settings: SettingsGroup, max_body_size: in
         app.add_middleware(ReplicaMiddleware)
     app.add_middleware(RequestContextMiddleware)
     if isinstance(settings, ClientSideCacheSettings):
-        app.state.credentials = credential_headers(app)
-        app.add_middleware(
-            ClientCacheMiddleware, max_age=settings.CLIENT_CACHE_MAX_AGE, credentials=app.state.credentials
-        )
+        ignored = settings.CLIENT_CACHE_IGNORED_HEADERS
+        app.add_middleware(ClientCacheMiddleware, max_age=settings.CLIENT_CACHE_MAX_AGE, ignored_headers=ignored)
+    if app.state.root_path:
+        app.add_middleware(RootPathMiddleware, root_path=app.state.root_path)
     if isinstance(settings, ProxySettings):
-        app.add_middleware(ClientAddressMiddleware, proxies=settings.trusted_proxies)
+        app.add_middleware(ProxyHeadersMiddleware, proxies=settings.trusted_proxies)
     app.outer_middleware, app.user_middleware = app.user_middleware, own
 
 

@@ -15,12 +15,18 @@ class HeadMiddleware:
             return
 
         async def send_without_content(message: Message) -> None:
-            if message["type"] == "http.response.body":
+            if message["type"] == "http.response.start":
+                share_route()
+            elif message["type"] == "http.response.body":
                 message = {**message, "body": b""}
             await send(message)
+
+        def share_route() -> None:
+            """Middleware around this one looks at the route that was found."""
+            scope.update({**asked, "method": "HEAD"})
 
         asked = {**scope, "method": "GET"}
         try:
             await self.app(asked, receive, send_without_content)
         finally:
-            scope.update({**asked, "method": "HEAD"})  # Whoever is around has a look at the route that was found.
+            share_route()

@@ -8,8 +8,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app.core.logger import TRACE_ID
 from app.core.route_table import route_of
 from app.core.tracing import Ended, server_span
-from app.middleware.client_address_middleware import VIA_TRUSTED_PROXY
 from app.middleware.headers import header
+from app.middleware.proxy_headers_middleware import VIA_TRUSTED_PROXY
 from app.middleware.request_context_middleware import HEADER
 
 _UNTRACED: Final = ("/health", "/ready", "/metrics")  # asked every few seconds, by machines

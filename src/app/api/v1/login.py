@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Form, Response
+from fastapi import APIRouter, Depends, Form, Request, Response
 from starlette.status import HTTP_200_OK
 
 from app.api.dependencies import (
@@ -30,17 +30,27 @@ router = APIRouter(tags=["login"], dependencies=[Depends(never_cached)])
     responses=problems(WrongCredentials, HashingBusy, CrossSiteRequest),
 )
 async def login(
-    response: Response, form: Annotated[LoginForm, Form()], db: SessionDep, settings: SettingsDep, client: ClientDep
+    request: Request,
+    response: Response,
+    form: Annotated[LoginForm, Form()],
+    db: SessionDep,
+    settings: SettingsDep,
+    client: ClientDep,
 ) -> AccessTokenRead:
     """Sign in with a user name or e-mail address and a password."""
     user, session = await sign_in(form, db, settings, client)
-    return issue_tokens(response, settings, user, session)
+    return issue_tokens(request, response, settings, user, session)
 
 
 @router.post("/refresh", dependencies=[Depends(require_same_site)], responses=problems(InvalidToken, CrossSiteRequest))
 async def refresh(
-    response: Response, db: SessionDep, settings: SettingsDep, client: ClientDep, cookie: RefreshCookie
+    request: Request,
+    response: Response,
+    db: SessionDep,
+    settings: SettingsDep,
+    client: ClientDep,
+    cookie: RefreshCookie,
 ) -> AccessTokenRead:
     """Exchange the refresh token in the cookie for an access token and the next refresh token."""
     user, session = await rotate(parse_refresh_token(cookie or ""), db, settings, client)
-    return issue_tokens(response, settings, user, session)
+    return issue_tokens(request, response, settings, user, session)

@@ -1,6 +1,6 @@
 """Logins: what a user is signed in with, and how to end it."""
 
-from fastapi import APIRouter, Depends, Response
+from fastapi import APIRouter, Depends, Request, Response
 
 from app.api.accounts import end_logins
 from app.api.dependencies import (
@@ -12,11 +12,10 @@ from app.api.dependencies import (
     ReadingSessionDep,
     SessionDep,
     SessionId,
-    SettingsDep,
     UserDep,
     never_cached,
 )
-from app.api.sign_in import forget_tokens
+from app.api.refresh_cookie import drop_refresh_cookie
 from app.core.exceptions.http_exceptions import Forbidden, Unauthorized
 from app.core.openapi import problems
 from app.core.schemas import Page
@@ -51,11 +50,11 @@ async def end_my_session(user: CurrentUser, session_id: SessionId, db: SessionDe
 
 @router.delete("/user/me/sessions", responses=problems(Unauthorized))
 async def end_my_sessions(
-    response: Response, user: CurrentUser, db: SessionDep, client: ClientDep, settings: SettingsDep
+    request: Request, response: Response, user: CurrentUser, db: SessionDep, client: ClientDep
 ) -> SessionsEnded:
     """Sign out everywhere, here included."""
     ended = await end_logins(db, user, client, actor=user)
-    forget_tokens(response, settings)
+    drop_refresh_cookie(request, response)
     return SessionsEnded(ended=ended)
 
 

@@ -1,7 +1,7 @@
 """What the API calls itself, what it accepts, and from whom."""
 
 import re
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Final, Self
 
 from pydantic import Field, field_validator, model_validator
 from pydantic_settings import NoDecode
@@ -19,16 +19,42 @@ class AppSettings(SettingsGroup):
     CONTACT_NAME: str | None = None
     CONTACT_EMAIL: str | None = None
     LICENSE_NAME: str | None = None
+    ROOT_PATH: Annotated[str, Field(pattern=r"^(/[A-Za-z0-9._~-]+)*$")] = Field(
+        "", description="the path under which a proxy has put the application, such as /svc; empty for none"
+    )
     MAX_BODY_BYTES: PositiveInt = Field(1_048_576, description="the largest request body, in bytes")
     SHUTDOWN_DELAY_SECONDS: int = Field(
         0, ge=0, le=300, description="for how many seconds a server that was told to stop goes on serving, 0 to 300"
     )
 
 
+MAX_AGE: Final = 31_536_000  # seconds: a year
+
+
+def is_max_age(value: object) -> bool:
+    """Whether it is a whole number of seconds for `max-age`, from 0 to a year."""
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_AGE
+
+
 class ClientSideCacheSettings(SettingsGroup):
     """Switches the `Cache-Control` middleware."""
 
-    CLIENT_CACHE_MAX_AGE: int = Field(60, ge=0, le=31_536_000, description="a number of seconds, 0 to a year")
+    CLIENT_CACHE_MAX_AGE: int = Field(60, ge=0, le=MAX_AGE, description="a number of seconds, 0 to a year")
+    CLIENT_CACHE_IGNORED_HEADERS: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="a comma-separated list of names of request headers that identify no caller"
+    )
+
+    @field_validator("CLIENT_CACHE_IGNORED_HEADERS", mode="before")
+    @classmethod
+    def _read_ignored_headers(cls, value: Any) -> Any:
+        names = [name.lower() for name in items(value)]
+        if not all(map(_HEADER_NAME.fullmatch, names)) or not _IDENTIFYING.isdisjoint(names):
+            raise ValueError("not the names of headers, or those of credentials")
+        return names
+
+
+_HEADER_NAME = re.compile(r"[a-z0-9!#$%&'*+.^_`|~-]+")
+_IDENTIFYING = frozenset({"authorization", "cookie"})
 
 
 _ORIGIN = re.compile(r"(https?)://([a-z0-9._-]+|\[[0-9a-f:.]+\])(?::([0-9]{1,5}))?")
@@ -117,5 +143,5 @@ class ProxySettings(SettingsGroup):
 
     @property
     def trusted_proxies(self) -> TrustedProxies:
-        """The proxies, as `ClientAddressMiddleware` needs them."""
+        """The proxies, as `ProxyHeadersMiddleware` needs them."""
         return TrustedProxies(self.TRUSTED_PROXIES, self.TRUSTED_PROXY_HOPS)

@@ -11,7 +11,7 @@ from app.core.db.database import around_commit
 from app.core.db.outbox import Targets
 from app.core.exceptions.cache_exceptions import MissingClientError
 from app.core.utils.cache import opened
-from app.core.utils.cache.decorator import cache, check_cached_routes
+from app.core.utils.cache.decorator import cache, check_cached_routes, reading_plan
 from app.core.utils.cache.inspection import CachedVariant, KnownPrefix, entries_of, known_prefixes
 from app.core.utils.cache.invalidation import Invalidator, write_down
 from app.core.utils.cache.keys import resource_key
@@ -35,6 +35,7 @@ __all__ = [
     "known_prefixes",
     "open_cache",
     "purge",
+    "reading_plan",
 ]
 
 

@@ -16,6 +16,7 @@ from starlette.responses import Response
 from app.core.db.replica import may_lag
 from app.core.exceptions.cache_exceptions import InvalidRequestError
 from app.core.route_table import route_of
+from app.core.settings.http import MAX_AGE, is_max_age
 from app.core.utils.cache.keys import Template, id_source
 from app.core.utils.cache.metrics import Meter
 from app.core.utils.cache.opened import cache_of
@@ -42,6 +43,7 @@ def cache(
     stale_while_revalidate: float = 0,
     lease: float = 5,
     allow_no_cache: bool = False,
+    client_max_age: int | None = None,
 ) -> Callable[[Endpoint], Callable[..., Awaitable[Any]]]:
     """Caches what a GET handler answers; with another method, drops it once the change is committed.
 
@@ -66,12 +68,18 @@ def cache(
             computes a new one.
         lease: seconds after which, when the one who computes an answer has not stored it, another one does.
         allow_no_cache: whether `Cache-Control: no-cache` in a request has the answer computed anew.
+        client_max_age: seconds for which browsers and shared caches may keep an anonymous answer, in the place of
+            CLIENT_CACHE_MAX_AGE. With 0 they ask each time whether what they have is still right.
 
     Raises: CacheIdentificationInferenceError or InvalidRequestError for what cannot work, at import.
     """
     _require_seconds("expiration", expiration)
     _require_seconds("lease", lease)
     _require_seconds("stale_while_revalidate", stale_while_revalidate, least=0)
+    if client_max_age is not None and not is_max_age(client_max_age):
+        raise InvalidRequestError(
+            f"client_max_age must be a whole number of seconds, 0 to {MAX_AGE}, not {client_max_age!r}."
+        )
 
     def decorate(handler: Endpoint) -> Callable[..., Awaitable[Any]]:
         own = _signature_of(handler)
@@ -98,6 +106,7 @@ def cache(
             vary=tuple(name.lower() for name in vary),
             unless=unless,
             allow_no_cache=allow_no_cache,
+            client_max_age=client_max_age,
             meter=Meter(key_prefix),
         )
         return _wrapped(plan)

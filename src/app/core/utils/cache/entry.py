@@ -17,7 +17,7 @@ RawHeaders = Sequence[tuple[bytes, bytes]]
 _NOT_KEPT: Final = frozenset(
     {b"content-length", b"set-cookie", b"date", b"connection", b"transfer-encoding", b"x-request-id"}
 )
-_NOT_IN_304: Final = (b"content-type", b"content-encoding", b"content-language")
+NOT_IN_304: Final = (b"content-type", b"content-encoding", b"content-language")
 
 
 class ReadyResponse(Response):
@@ -101,7 +101,7 @@ class Entry:
         if state in {b"HIT", b"STALE"}:
             headers.append((b"age", b"%d" % max(0, (now - self.created) // 1000)))
         if if_none_match is not None and matches(if_none_match, self._etag()):
-            return ReadyResponse(b"", 304, [pair for pair in headers if pair[0] not in _NOT_IN_304])
+            return ReadyResponse(b"", 304, [pair for pair in headers if pair[0] not in NOT_IN_304])
         if self.status != 204:
             headers.append((b"content-length", b"%d" % len(self.body)))
         return ReadyResponse(self.body, self.status, headers)

@@ -13,10 +13,10 @@ from starlette.responses import Response
 from app.core.db.database import around_commits
 from app.core.db.outbox import Targets
 from app.core.exceptions.cache_exceptions import InvalidRequestError
+from app.core.route_inputs import InputsOf
 from app.core.utils.cache.keys import Template, encoded
 from app.core.utils.cache.metrics import Meter
 from app.core.utils.cache.opened import Cache
-from app.core.utils.cache.route import InputsOf
 
 Endpoint = Callable[..., Any]
 
@@ -45,6 +45,7 @@ class Plan:
     vary: tuple[str, ...]
     unless: str | None
     allow_no_cache: bool
+    client_max_age: int | None
     meter: Meter
     is_coroutine: bool = field(init=False)
     request_name: str | None = field(init=False)

@@ -11,11 +11,11 @@ from starlette.requests import HTTPConnection, Request
 from starlette.responses import Response
 
 from app.core.plain_routes import shaped
+from app.core.route_inputs import CREDENTIALS, credentials
 from app.core.utils.cache.entry import Entry, RawHeaders
 from app.core.utils.cache.keys import variant_of
 from app.core.utils.cache.opened import Cache
 from app.core.utils.cache.plan import Plan
-from app.core.utils.cache.route import CREDENTIALS, credentials
 from app.core.utils.cache.store import RECENTLY, Held, Lease
 from app.core.utils.redis_link import LinkError
 

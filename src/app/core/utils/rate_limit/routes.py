@@ -7,6 +7,8 @@ from fastapi import FastAPI
 from fastapi.dependencies.models import Dependant
 from fastapi.routing import APIRoute, iter_route_contexts
 
+from app.core.route_inputs import same_for_all_callers
+
 _LIMITS: Final = "__rate_limits__"
 
 DependencyT = TypeVar("DependencyT", bound=Callable[..., Any])
@@ -15,7 +17,7 @@ DependencyT = TypeVar("DependencyT", bound=Callable[..., Any])
 def limits_routes(dependency: DependencyT) -> DependencyT:
     """Marks a dependency as one that counts requests: routes that have it are those that rules can name."""
     setattr(dependency, _LIMITS, True)
-    return dependency
+    return same_for_all_callers(dependency)
 
 
 def limited_paths(app: FastAPI) -> list[str]:

@@ -1,13 +1,14 @@
-"""The client's address in the scope, whatever the server in front has put there."""
+"""The client's address, scheme and host in the scope, whatever the server in front has put there."""
 
 from typing import Any
 
 import pytest
+from starlette.requests import HTTPConnection
 from starlette.types import Message, Receive, Scope, Send
 from structlog.testing import capture_logs
 
 from app.core.client_address import TrustedProxies
-from app.middleware.client_address_middleware import ClientAddressMiddleware
+from app.middleware.proxy_headers_middleware import ProxyHeadersMiddleware
 
 pytestmark = pytest.mark.anyio
 
@@ -17,18 +18,18 @@ PROXY, STRANGER, CLIENT = ("10.0.0.1", 4711), ("203.0.113.9", 4712), "192.0.2.7"
 class Transport:
     """As much of a connection as is asked for."""
 
-    def __init__(self, peername: Any) -> None:
-        self.peername = peername
+    def __init__(self, peername: Any, *, tls: bool = False) -> None:
+        self.extra = {"peername": peername, "sslcontext": object() if tls else None}
 
     def get_extra_info(self, name: str) -> Any:
-        return {"peername": self.peername}.get(name)
+        return self.extra.get(name)
 
 
 class Cycle:
     """A request as uvicorn has it: `receive` is a method of what has the connection."""
 
-    def __init__(self, peername: Any) -> None:
-        self.transport = Transport(peername)
+    def __init__(self, peername: Any, *, tls: bool = False) -> None:
+        self.transport = Transport(peername, tls=tls)
 
     async def receive(self) -> Message:
         return {"type": "http.disconnect"}
@@ -48,7 +49,7 @@ class Asked:
 
     def __init__(self, *networks: str, hops: int = 1) -> None:
         self.scopes: list[Scope] = []
-        self.middleware = ClientAddressMiddleware(self.note, TrustedProxies(networks, hops))
+        self.middleware = ProxyHeadersMiddleware(self.note, TrustedProxies(networks, hops))
 
     async def note(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.scopes.append(scope)
@@ -60,6 +61,15 @@ class Asked:
         headers = [(name.encode(), value.encode("latin-1")) for value in said]
         await self.middleware({"type": kind, "client": client, "headers": headers}, receive, nowhere)
         return self.scopes[-1]["client"]
+
+    async def url(
+        self, client: Any, *sent: tuple[str, str], receive: Receive = nothing, scheme: str = "http", kind: str = "http"
+    ) -> str:
+        """The address of a request that the server says to come from this client, with this scheme."""
+        headers = [(name.encode(), value.encode("latin-1")) for name, value in (("host", "inner:8000"), *sent)]
+        scope = {"type": kind, "scheme": scheme, "client": client, "path": "/", "query_string": b"", "headers": headers}
+        await self.middleware(scope, receive, nowhere)
+        return str(HTTPConnection(self.scopes[-1]).url)
 
 
 @pytest.mark.parametrize("kind", ["http", "websocket"])
@@ -141,3 +151,76 @@ async def test_that_a_sender_is_not_believed_is_logged_once() -> None:
     assert [(line["log_level"], line["sender"]) for line in lines] == [("warning", STRANGER[0])]
     assert "TRUSTED_PROXIES" in lines[0]["event"]
     assert CLIENT not in str(lines)
+
+
+# ---- Scheme and host ----
+
+PROTO, HOST, FOR = "x-forwarded-proto", "x-forwarded-host", "x-forwarded-for"
+OUTSIDE = ((PROTO, "https"), (HOST, "api.example.com"))
+
+
+async def test_a_trusted_proxy_says_scheme_and_host() -> None:
+    asked = Asked("10.0.0.0/8")
+    assert await asked.url(PROXY, *OUTSIDE) == "https://api.example.com/"
+    assert await asked.url(PROXY, *OUTSIDE, receive=Cycle(PROXY).receive) == "https://api.example.com/"
+    assert await asked.url(PROXY, (PROTO, "https")) == "https://inner:8000/"
+    assert await asked.url(PROXY, (HOST, "[2001:db8::1]:8443")) == "http://[2001:db8::1]:8443/"
+    assert await asked.url(PROXY, (PROTO, "http"), scheme="https") == "http://inner:8000/"
+    assert await asked.url(PROXY, *OUTSIDE, kind="websocket", scheme="ws") == "wss://api.example.com/"
+    assert asked.scopes[-1]["client"] == PROXY
+
+
+async def test_no_other_sender_does() -> None:
+    asked = Asked("10.0.0.0/8")
+    assert await asked.url(STRANGER, *OUTSIDE) == "http://inner:8000/"
+    assert await asked.url(STRANGER, *OUTSIDE, kind="websocket", scheme="ws") == "ws://inner:8000/"
+    # An address that a stranger claims to have makes no proxy of it.
+    assert await asked.url(STRANGER, (FOR, PROXY[0]), *OUTSIDE) == "http://inner:8000/"
+    assert await Asked().url(PROXY, *OUTSIDE) == "http://inner:8000/"
+
+
+async def test_what_the_server_has_believed_is_taken_back() -> None:
+    """uvicorn with FORWARDED_ALLOW_IPS=*: the scope has the sender's scheme by now, the connection its own."""
+    direct = Cycle(STRANGER)
+    asked = Asked("10.0.0.0/8")
+    assert await asked.url(("1.2.3.4", 0), *OUTSIDE, receive=direct.receive, scheme="https") == "http://inner:8000/"
+    spoken = await asked.url(("1.2.3.4", 0), *OUTSIDE, receive=direct.receive, scheme="wss", kind="websocket")
+    assert spoken == "ws://inner:8000/"
+    tls = Cycle(STRANGER, tls=True)
+    assert await asked.url(STRANGER, (PROTO, "http"), receive=tls.receive, scheme="http") == "https://inner:8000/"
+    # A trusted proxy that says nothing understandable: the connection's own scheme.
+    proxied = Cycle(PROXY)
+    for said in ("", "ftp", "https, ", "wss"):
+        assert await asked.url(PROXY, (PROTO, said), receive=proxied.receive, scheme="https") == "http://inner:8000/"
+
+
+async def test_the_entry_of_the_outermost_trusted_proxy_counts() -> None:
+    two = Asked("10.0.0.0/8", hops=2)
+    both = ((PROTO, "https, http"), (HOST, "api.example.com, inner.example"))
+    assert await two.url(PROXY, (FOR, f"{CLIENT}, 10.0.0.2"), *both) == "https://api.example.com/"
+    # Somebody who has asked the inner proxy directly has written the left entries.
+    assert await two.url(PROXY, (FOR, f"10.0.0.2, {CLIENT}"), *both) == "http://inner.example/"
+    assert await two.url(PROXY, *both) == "http://inner.example/"
+    assert await Asked("10.0.0.0/8").url(PROXY, (FOR, "1.2.3.4, 10.0.0.2"), *both) == "http://inner.example/"
+
+
+async def test_a_host_that_is_none_leaves_the_one_that_was_asked_for() -> None:
+    asked = Asked("10.0.0.0/8")
+    for host in ("", "user@evil.example", "evil.example/path", "evil.example\x00", "[::1", "a:0", "a b"):
+        assert await asked.url(PROXY, (HOST, host)) == "http://inner:8000/"
+        assert [value for name, value in asked.scopes[-1]["headers"] if name == b"host"] == [b"inner:8000"]
+
+
+async def test_no_other_header_says_it() -> None:
+    asked = Asked("10.0.0.0/8")
+    for name, value in (
+        ("forwarded", "for=192.0.2.7;proto=https;host=evil.example"),
+        ("x-forwarded-scheme", "https"),
+        ("x-forwarded-ssl", "on"),
+        ("x-forwarded-port", "443"),
+        ("x-forwarded-prefix", "/evil"),
+        ("x-original-host", "evil.example"),
+        ("front-end-https", "on"),
+    ):
+        assert await asked.url(PROXY, (name, value)) == "http://inner:8000/"
+        assert await asked.url(PROXY, *OUTSIDE, (name, value)) == "https://api.example.com/"
