@@ -10,6 +10,7 @@ from fastapi.routing import iter_route_contexts
 from fastapi.security import APIKeyCookie
 
 from app.core.config import EnvironmentOption, SettingsGroup, environment_of
+from app.core.connection import state_of
 
 NAME: Final = "refresh_token"
 refresh_cookie: Final = APIKeyCookie(name=NAME, scheme_name="RefreshCookie", auto_error=False)
