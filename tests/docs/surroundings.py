@@ -5,6 +5,9 @@ tests/docs/test_python.py has them by the name that a block's comment says after
 
 import ast
 import inspect
+import io
+import json
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -12,6 +15,7 @@ from typing import Any
 
 import httpx2
 import pytest
+import structlog
 from fastapi import APIRouter, FastAPI
 from pydantic import BaseModel
 from sqlmodel import SQLModel
@@ -19,8 +23,9 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 
 from app.api import build_router
 from app.api.dependencies import SessionDep
-from app.core.config import Settings, SettingsError
+from app.core.config import EnvironmentOption, Settings, SettingsError
 from app.core.db.database import reading, transaction
+from app.core.logger import configure_logging
 from app.core.setup import create_application
 from tests.conftest import client_of
 from tests.docs.blocks import Block
@@ -202,6 +207,24 @@ async def settings_group(code: Code) -> None:
     names = await code.run()
     settings = names["Settings"]()
     assert set(type(settings).model_fields) > set(type(code.settings).model_fields)
+
+
+async def log_lines(code: Code) -> None:
+    """Two lines in the log, of which nothing is missing."""
+    names: dict[str, Any] = {"order_id": 7, "total": float("nan")}
+    root, ours, written = logging.getLogger(), structlog.get_config(), io.StringIO()
+    handlers = root.handlers[:]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.stdout", written)
+        patch.setattr("app.core.logger._direct_lines", None)
+        try:
+            configure_logging(EnvironmentOption.PRODUCTION)
+            await code.run(**names)
+        finally:
+            root.handlers[:] = handlers
+            structlog.configure(**ours)
+    lines = [json.loads(line) for line in written.getvalue().splitlines()]
+    assert [(line["event"], line["total"]) for line in lines] == [("order 7", "nan")] * 2
 
 
 async def own_settings(code: Code) -> None:

@@ -22,6 +22,7 @@ SURROUNDINGS: Final[dict[str, Callable[[Code], Awaitable[None]]]] = {
     "old-handler": surroundings.old_handler,
     "settings-group": surroundings.settings_group,
     "own-settings": surroundings.own_settings,
+    "log-lines": surroundings.log_lines,
     "own-handler": surroundings.own_handler,
     "table": surroundings.table,
     "test": surroundings.run_test,

@@ -1,6 +1,7 @@
 """Logging: one configuration for our own lines, uvicorn's, ARQ's and everybody else's, called by entry points."""
 
 import contextlib
+import io
 import logging
 import logging.config
 import re
@@ -14,6 +15,15 @@ from typing import Any, TextIO
 import structlog
 
 from app.core.config import EnvironmentOption
+from app.core.log_format import (
+    BoundLogger,
+    Formatter,
+    accept_any_extra,
+    add_extra,
+    as_json,
+    for_terminals,
+    format_arguments,
+)
 
 LOG_FILE = Path(__file__).parents[1] / "logs" / "app.log"
 LARGEST_LOG_BYTES = 10_000_000
@@ -97,11 +107,16 @@ def configure_logging(environment: EnvironmentOption = EnvironmentOption.PRODUCT
     global _direct_lines
     local = environment is EnvironmentOption.LOCAL
     _direct_lines = None if local else sys.stdout
+    if isinstance(sys.stdout, io.TextIOWrapper):  # What the terminal's encoding lacks is no reason to lose a line.
+        sys.stdout.reconfigure(errors="backslashreplace")
+    accept_any_extra()
+    logging.captureWarnings(True)  # They are lines as well.
     shared: list[Any] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
-        structlog.stdlib.ExtraAdder(),
+        add_extra,
+        format_arguments,
         _without_colours,
         structlog.processors.TimeStamper(fmt="%H:%M:%S" if local else "iso", utc=not local),
         # Tracebacks as text: the structured form lists local variables, and those hold secrets.
@@ -117,6 +132,7 @@ def configure_logging(environment: EnvironmentOption = EnvironmentOption.PRODUCT
             "class": "logging.FileHandler",
             "filename": str(LOG_FILE),
             "encoding": "utf-8",
+            "errors": "backslashreplace",
             "formatter": "lines",
         }
     logging.config.dictConfig(
@@ -125,7 +141,7 @@ def configure_logging(environment: EnvironmentOption = EnvironmentOption.PRODUCT
             "disable_existing_loggers": False,
             "formatters": {
                 "lines": {
-                    "()": structlog.stdlib.ProcessorFormatter,
+                    "()": Formatter,
                     "foreign_pre_chain": shared,
                     "processors": _rendering(local),
                 }
@@ -155,7 +171,7 @@ def configure_logging(environment: EnvironmentOption = EnvironmentOption.PRODUCT
             structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
         ],
         logger_factory=structlog.stdlib.LoggerFactory(),
-        wrapper_class=structlog.stdlib.BoundLogger,
+        wrapper_class=BoundLogger,
         cache_logger_on_first_use=True,
     )
     if problem is not None:
@@ -207,5 +223,5 @@ def _rendering(local: bool) -> list[Any]:
     without_meta = structlog.stdlib.ProcessorFormatter.remove_processors_meta
     if local:
         plain = structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback)
-        return [without_meta, plain]
-    return [without_meta, structlog.processors.JSONRenderer()]
+        return [without_meta, for_terminals, plain]
+    return [without_meta, as_json]
