@@ -16,6 +16,7 @@ pytestmark = pytest.mark.anyio
 SURROUNDINGS: Final[dict[str, Callable[[Code], Awaitable[None]]]] = {
     "post-routes": surroundings.post_routes,
     "post-change": surroundings.post_change,
+    "post-client-cache": surroundings.post_client_cache,
     "heavy-route": surroundings.heavy_route,
     "own-routes": surroundings.own_routes,
     "own-app": surroundings.own_app,
