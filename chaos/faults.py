@@ -120,7 +120,7 @@ async def reload_nginx(deployment: Deployment, *, times: int = 3) -> None:
 
 # ---- The list ----
 
-# Longer than a statement may take: COMMAND_TIMEOUT in app/core/db/engine.py.
+# Longer than a statement may take: POSTGRES_STATEMENT_TIMEOUT_SECONDS, and the half second of HANG_TIMEOUT.
 _AT_LEAST: Final = {Fault.HANG: 8.0}
 _WORDS: Final = {
     Fault.DOWN: "refuses connections, open ones are closed",

@@ -3,13 +3,13 @@
 from typing import Any
 
 from fastapi import APIRouter
-from sqlalchemy import MetaData
+from sqlalchemy import MetaData, text
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import registry
 from sqlmodel import Field, SQLModel, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from app.api.dependencies import SessionDep
+from app.api.dependencies import ReadingSessionDep, SessionDep
 from app.core.db.database import transaction
 from app.crud.crud_base import CRUDBase
 from tests.docs.surroundings import Code
@@ -47,3 +47,38 @@ async def caught_error(code: Code) -> None:
         async with transaction() as db:
             assert len((await db.exec(select(Visit))).all()) == 2
             assert len((await db.exec(select(Post))).all()) == 1
+
+
+async def statement_timeout(code: Code) -> None:
+    """A route whose statements may take longer than the setting says, and a block in another one."""
+
+    class Post:
+        published = False
+
+    class CRUDPosts:
+        post = Post()
+
+        async def count_words(self, db: AsyncSession) -> int:
+            await (await db.connection()).execute(text("SELECT pg_sleep(0.8)"))
+            return 42
+
+        async def index_words(self, db: AsyncSession, post: Post) -> None:
+            await self.count_words(db)
+
+        async def get_present(self, db: AsyncSession, number: int) -> Post:
+            return self.post
+
+    router, posts = APIRouter(), CRUDPosts()
+    names: dict[str, Any] = {"SessionDep": SessionDep, "ReadingSessionDep": ReadingSessionDep, "crud_posts": posts}
+
+    @router.get("/usual")
+    async def usual(db: ReadingSessionDep) -> int:
+        return await posts.count_words(db)
+
+    await code.run(router=router, **names)
+    code.settings = code.settings.model_copy(update={"POSTGRES_STATEMENT_TIMEOUT_SECONDS": 0.3})
+    async with code.started(router) as client:
+        assert (await client.get("report")).json() == 42
+        assert (await client.post("post/7/publish")).status_code == 200
+        assert posts.post.published
+        assert (await client.get("usual")).status_code == 504

@@ -35,6 +35,7 @@ SURROUNDINGS: Final[dict[str, Callable[[Code], Awaitable[None]]]] = {
     "own-error-handlers": extension_surroundings.own_error_handlers,
     "own-middleware": extension_surroundings.own_middleware,
     "caught-error": database_surroundings.caught_error,
+    "statement-timeout": database_surroundings.statement_timeout,
     "request-sizes": http_surroundings.request_sizes,
 }
 

@@ -23,6 +23,7 @@ _ALWAYS = {
     "422": "The request is not valid.",
     "500": "Something went wrong here.",
     "503": "A service this request needs is not available.",
+    "504": "A statement of this request took longer in the database than it may.",
 }
 # What a route that changes something can also answer: see `app.core.db.data_errors`.
 _CHANGES = {"409": ConstraintConflict.text}

@@ -17,8 +17,15 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 
 from app.api.dependencies import SessionDep
 from app.core.config import Settings
-from app.core.db.database import after_commit, around_commit, transaction
-from app.core.db.engine import TransactionAborted
+from app.core.db.database import (
+    after_commit,
+    around_commit,
+    close_database,
+    open_database,
+    reading,
+    transaction,
+)
+from app.core.db.outages import TransactionAborted
 from app.core.exceptions.http_exceptions import Conflict, Problem
 from app.core.setup import create_application
 from app.core.utils import queue
@@ -299,3 +306,14 @@ async def test_what_is_around_the_commit_is_left_with_the_error(app: FastAPI) ->
             around_commit(db, around)
             await by_driver(db)
     assert seen == ["TransactionAborted"]
+
+
+async def test_a_reading_session_that_is_one_transaction(settings: Settings) -> None:
+    """As behind PgBouncer: its commit has nothing to write, and fails nobody."""
+    engine = open_database(settings.model_copy(update={"POSTGRES_POOL_MODE": "transaction"}))
+    try:
+        for way in (by_other_error, by_driver):
+            async with reading() as db:
+                await way(db)
+    finally:
+        await close_database(engine)

@@ -16,8 +16,14 @@ from app.api.dependencies import SessionDep
 from app.core.config import Settings
 from app.core.db import engine
 from app.core.db.database import after_commit, async_get_db, close_database, open_database, reading
-from app.core.db.engine import DatabaseUnavailable
 from app.core.db.models import utc_now
+from app.core.db.outages import (
+    DatabaseUnavailable,
+    LockTimeout,
+    StatementTimeout,
+    TransactionConflict,
+    TransactionTimeout,
+)
 from app.core.exceptions.http_exceptions import Conflict
 from app.core.setup import create_application
 from app.models.tier import Tier
@@ -96,12 +102,9 @@ async def test_a_failed_commit_is_never_answered_as_a_success(client: httpx2.Asy
     assert "created" not in answer.text
 
 
-async def test_a_statement_that_takes_too_long_is_an_outage(
-    settings: Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(engine, "COMMAND_TIMEOUT", 0.2)
-    with pytest.raises(DatabaseUnavailable):
-        async with opened_session(settings) as db:
+async def test_a_statement_that_takes_too_long_is_a_timeout(settings: Settings) -> None:
+    with pytest.raises(StatementTimeout):
+        async with opened_session(settings.model_copy(update={"POSTGRES_STATEMENT_TIMEOUT_SECONDS": 0.2})) as db:
             await db.exec(text("SELECT pg_sleep(5)"))  # type: ignore[call-overload]
 
 
@@ -117,7 +120,7 @@ async def test_a_request_that_gets_no_connection_is_told_to_come_back(
                 await other.exec(select(1))
 
 
-async def test_a_deadlock_is_an_outage_of_one_of_the_two(settings: Settings) -> None:
+async def test_a_deadlock_is_a_conflict_of_one_of_the_two(settings: Settings) -> None:
     """Of two that wait for each other PostgreSQL ends one, which may try again."""
     async with opened_session(settings) as db:
         db.add_all([Tier(name="a"), Tier(name="b")])
@@ -132,12 +135,26 @@ async def test_a_deadlock_is_an_outage_of_one_of_the_two(settings: Settings) -> 
     barrier = asyncio.Barrier(2)
     outcomes = await asyncio.gather(rename("a", "b", barrier), rename("b", "a", barrier), return_exceptions=True)
     await close_database(engine)
-    assert sorted(type(outcome).__name__ for outcome in outcomes) == ["DatabaseUnavailable", "NoneType"]
+    assert sorted(type(outcome).__name__ for outcome in outcomes) == ["NoneType", "TransactionConflict"]
 
 
-@pytest.mark.parametrize("sqlstate", ["08006", "40001", "40P01", "53300", "57014", "57P01", "55P03"])
-async def test_what_says_not_now_is_an_outage(settings: Settings, sqlstate: str) -> None:
-    with pytest.raises(DatabaseUnavailable):
+@pytest.mark.parametrize(
+    ("sqlstate", "problem"),
+    [
+        ("08006", DatabaseUnavailable),
+        ("53300", DatabaseUnavailable),
+        ("57P01", DatabaseUnavailable),
+        ("40001", TransactionConflict),
+        ("40P01", TransactionConflict),
+        ("57014", StatementTimeout),
+        ("55P03", LockTimeout),
+        ("25P04", TransactionTimeout),
+    ],
+)
+async def test_what_says_not_now_is_no_error_of_ours(
+    settings: Settings, sqlstate: str, problem: type[DatabaseUnavailable]
+) -> None:
+    with pytest.raises(problem):
         async with opened_session(settings) as db:
             await db.exec(text(f"DO $$ BEGIN RAISE SQLSTATE '{sqlstate}'; END $$"))  # type: ignore[call-overload]
 

@@ -17,13 +17,14 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 from app.core.config import Settings
 from app.core.db import engine
 from app.core.db.database import close_database, open_database, reading, transaction
-from app.core.db.engine import DatabaseUnavailable
+from app.core.db.outages import DatabaseUnavailable, StatementTimeout
 from scripts.embedded import free_port
 from tests.conftest import connect
 
 pytestmark = pytest.mark.anyio
 
 LIMIT = 2.0  # seconds for a statement
+HANG = 0.2  # seconds in which the server has to have stopped it by itself
 CLOSE = 0.2  # seconds for the closing of its connection
 BUSY = 1.2  # seconds for which a machine may be busy with other tests: less than SQLAlchemy would wait
 
@@ -32,8 +33,12 @@ Opener = Callable[[], AbstractAsyncContextManager[AsyncSession]]
 
 @pytest.fixture
 def _short(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine, "COMMAND_TIMEOUT", LIMIT)
     monkeypatch.setattr(engine, "CLOSE_TIMEOUT", CLOSE)
+    monkeypatch.setattr(engine, "HANG_TIMEOUT", HANG)
+
+
+def limited(settings: Settings, seconds: float) -> Settings:
+    return settings.model_copy(update={"POSTGRES_STATEMENT_TIMEOUT_SECONDS": seconds})
 
 
 @asynccontextmanager
@@ -71,7 +76,7 @@ async def test_a_server_that_hangs_is_an_outage_as_soon_as_the_statement_has_had
         return time.monotonic() - since
 
     async with FaultProxy(free_port(), settings.POSTGRES_PORT) as proxy:
-        behind_it = settings.model_copy(update={"POSTGRES_SERVER": HOST, "POSTGRES_PORT": proxy.port})
+        behind_it = limited(settings, LIMIT).model_copy(update={"POSTGRES_SERVER": HOST, "POSTGRES_PORT": proxy.port})
         async with opened(behind_it):
             await _fill_the_pool(3)
             work = (first_statement(reading), first_statement(transaction), commit())
@@ -85,12 +90,12 @@ async def test_a_server_that_hangs_is_an_outage_as_soon_as_the_statement_has_had
             async with transaction() as db:
                 assert await ask(db, "SELECT 1") == 1
     assert min(waited) >= LIMIT * 0.9
-    assert max(waited) < LIMIT + CLOSE + BUSY
+    assert max(waited) < LIMIT + HANG + CLOSE + BUSY
 
 
 async def test_the_server_has_a_limit_too_where_there_is_one(settings: Settings) -> None:
-    for limited, expected in ((True, "10s"), (False, "0")):
-        pools = open_database(settings, time_limit=limited)
+    for is_limited, expected in ((True, "5s"), (False, "0")):
+        pools = open_database(settings, time_limit=is_limited)
         try:
             async with reading() as db:
                 assert await ask(db, "SHOW statement_timeout") == expected
@@ -111,12 +116,9 @@ async def _fill_the_pool(connections: int) -> None:
 
 
 @pytest.mark.parametrize("opener", [transaction, reading])
-async def test_a_statement_that_took_too_long_is_not_left_to_the_server(
-    settings: Settings, monkeypatch: pytest.MonkeyPatch, opener: Opener
-) -> None:
-    monkeypatch.setattr(engine, "COMMAND_TIMEOUT", 0.3)
-    async with opened(settings):
-        with pytest.raises(DatabaseUnavailable):
+async def test_a_statement_that_took_too_long_is_not_left_to_the_server(settings: Settings, opener: Opener) -> None:
+    async with opened(limited(settings, 0.3)):
+        with pytest.raises(StatementTimeout):
             async with opener() as db:
                 await ask(db, "SELECT pg_sleep(100)")
     look = await connect(settings.POSTGRES_DB)

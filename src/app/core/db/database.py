@@ -21,13 +21,9 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 
 from app.core.config import PostgresSettings
 from app.core.db.commits import note_commit
-from app.core.db.engine import (
-    DatabaseUnavailable,
-    TransactionAborted,
-    create_engine,
-    is_aborted,
-    shares_connections,
-)
+from app.core.db.engine import create_engine, shares_connections
+from app.core.db.outages import DatabaseUnavailable, TransactionAborted, is_aborted
+from app.core.db.timeouts import LimitedSession, request_limit
 from app.core.exceptions.http_exceptions import Problem
 
 _AFTER_COMMIT = "after_commit"
@@ -38,6 +34,7 @@ _NOT_OPEN = "The database is not open: call open_database() first."
 
 _sessions: async_sessionmaker["Transaction"] | None = None
 _readers: async_sessionmaker[AsyncSession] | None = None  # in which each statement is a transaction of its own
+_limited_readers: async_sessionmaker[AsyncSession] | None = None  # for requests with a statement timeout of their own
 
 log = structlog.stdlib.get_logger("slipway.database")
 
@@ -45,7 +42,7 @@ log = structlog.stdlib.get_logger("slipway.database")
 Around = Callable[[AsyncSession], AbstractAsyncContextManager[None]]
 
 
-class _Noticing(Session):
+class _Noticing(LimitedSession):
     """Notes that it was committed, in whatever way: `async with db.begin()` does not ask `Transaction.commit`."""
 
 
@@ -112,15 +109,17 @@ def open_database(settings: PostgresSettings, *, pool_size: int | None = None, t
     Args:
         settings: where it is.
         pool_size: how many connections it may have, if not `POSTGRES_POOL_SIZE`.
-        time_limit: whether a statement may take `COMMAND_TIMEOUT` only; False where others see to it that it ends.
+        time_limit: whether a statement may take `POSTGRES_STATEMENT_TIMEOUT_SECONDS` only; False where
+            something else ends it.
     """
-    global _sessions, _readers
+    global _sessions, _readers, _limited_readers
     for note in settings.postgres_address.notes:
         log.warning(f"POSTGRES_URL: {note}")
     engine = create_engine(settings, pool_size=pool_size or settings.POSTGRES_POOL_SIZE, time_limit=time_limit)
     # Closed for good: one that is used again, while an answer is streamed, say, would never give its connection back.
     _sessions = async_sessionmaker(engine, class_=Transaction, expire_on_commit=False, close_resets_only=False)
     _readers = _readers_of(engine)
+    _limited_readers = async_sessionmaker(engine, class_=_OneTransaction, expire_on_commit=False)
     return engine
 
 
@@ -129,7 +128,12 @@ class Reader(AsyncSession):
 
 
 class _OneTransaction(AsyncSession):
-    """What it opens where PgBouncer is in between: a statement alone takes two steps, which have to be one."""
+    """What it opens where PgBouncer is in between: a statement alone takes two steps, which have to be one.
+
+    Also in a request with a statement timeout of its own, which is set on the server for one transaction.
+    """
+
+    sync_session_class = LimitedSession
 
 
 def _readers_of(engine: AsyncEngine) -> async_sessionmaker[AsyncSession]:
@@ -142,8 +146,8 @@ def _readers_of(engine: AsyncEngine) -> async_sessionmaker[AsyncSession]:
 
 async def close_database(engine: AsyncEngine) -> None:
     """Closes every connection of the engine."""
-    global _sessions, _readers
-    _sessions = _readers = None
+    global _sessions, _readers, _limited_readers
+    _sessions = _readers = _limited_readers = None
     await engine.dispose()
 
 
@@ -266,6 +270,11 @@ def around_commits(around: Around) -> Iterator[Watched]:
         _watched.reset(before)
 
 
+def open_transactions() -> tuple[AsyncSession, ...]:
+    """The sessions of `async_get_db` and `transaction` that are open in this request or task."""
+    return _open.get()
+
+
 def begin_request() -> None:
     """Whatever is open belongs to somebody else: in a test, requests share a context with the one who asks."""
     _open.set(())
@@ -285,9 +294,9 @@ def reading() -> AbstractAsyncContextManager[AsyncSession]:
 
     Raises: DatabaseUnavailable when PostgreSQL cannot be reached or asks to try again.
     """
-    if _readers is None:
+    if _readers is None or _limited_readers is None:
         raise RuntimeError(_NOT_OPEN)
-    return _Reading(_readers)
+    return _Reading(_readers if request_limit() is None else _limited_readers)
 
 
 def reader_of(engine: AsyncEngine) -> Callable[[], AbstractAsyncContextManager[AsyncSession]]:
@@ -310,11 +319,19 @@ class _Reading(AbstractAsyncContextManager[AsyncSession]):
     async def __aexit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         try:
             if error is None and isinstance(self._db, _OneTransaction):
-                await self._db.commit()
+                await self._commit()
         finally:
             await _close(self._db)
         if isinstance(error, PoolTimeoutError):
             raise DatabaseUnavailable from error
+
+    async def _commit(self) -> None:
+        try:
+            await self._db.commit()
+        except SQLAlchemyError as error:
+            if not is_aborted(error):
+                raise
+            log.warning("reading session was rolled back", caught=type(error).__name__)
 
 
 async def _close(db: AsyncSession) -> None:

@@ -1,49 +1,38 @@
-"""Connections to PostgreSQL: how they are made, and which of their errors say that it is away."""
+"""Connections to PostgreSQL: how they are made, for how long a statement may take, and how they are closed."""
 
 import asyncio
-from typing import Any
+from contextlib import suppress
+from typing import Any, Final
 
 import asyncpg
 from sqlalchemy import ExceptionContext, NullPool, event
-from sqlalchemy.exc import DisconnectionError, PendingRollbackError, SQLAlchemyError
+from sqlalchemy.exc import DisconnectionError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from app.core.config import PostgresSettings
 from app.core.db.address import PostgresAddress
 from app.core.db.data_errors import hide_values
-from app.core.exceptions.http_exceptions import ServiceUnavailable
+from app.core.db.outages import DatabaseUnavailable, StatementTimeout, TransactionAborted, outage_of
 from app.core.tracing import trace_engine
 
+__all__ = [
+    "DatabaseUnavailable",
+    "create_engine",
+    "create_migration_engine",
+    "milliseconds",
+    "shares_connections",
+    "timed_out",
+]
+
 CONNECT_TIMEOUT = 3.0  # seconds
-COMMAND_TIMEOUT = 5.0  # seconds, for one statement: nobody who asked over HTTP waits longer, but for the closing
-CLOSE_TIMEOUT = 0.5  # seconds in which a connection is closed; a statement that took too long is cancelled first
+HANG_TIMEOUT = 0.5  # seconds after a statement's limit in which the server has to say that it has cancelled it
+CLOSE_TIMEOUT = 0.5  # seconds in which a connection is closed; a statement that still runs is cancelled first
 POOL_TIMEOUT = 5.0  # seconds a request waits for a free connection
 
-# What a statement gets whose table was altered since it was prepared. The next one is prepared anew.
-_OUTDATED = "InvalidCachedStatementError"
-
-# SQLSTATE classes that say "not now" rather than "not like this": connection, transaction rollback (deadlock),
-# insufficient resources, operator intervention (shutdown, statement cancelled), lock not available.
-_TRANSIENT = ("08", "40", "53", "57", "55P03")
-
+_UNCHANGED: Final = object()
 _COMMIT = "COMMIT;"  # as asyncpg's transactions send it
-_IN_FAILED_TRANSACTION = "25P02"
 
 _SHARED = "slipway_shared_connections"
-
-
-class DatabaseUnavailable(ServiceUnavailable):
-    text = "The database is not available. Try again shortly."
-
-
-class TransactionAborted(SQLAlchemyError):  # noqa: N818 -- a state, with what to do about it
-    """An error had aborted the transaction before it was to be committed: nothing of it is written."""
-
-    def __init__(self) -> None:
-        super().__init__(
-            "An error that was caught has aborted the transaction, and nothing of it is written. Run statements whose "
-            "errors you handle in `async with db.begin_nested():`, or call `await db.rollback()` before you go on."
-        )
 
 
 def create_engine(
@@ -54,10 +43,12 @@ def create_engine(
     Args:
         settings: where the database is, and whether PgBouncer is in between.
         pool_size: how many connections it may have.
-        time_limit: whether a statement may take `COMMAND_TIMEOUT` only; False where others see to it that it ends.
+        time_limit: whether a statement may take `POSTGRES_STATEMENT_TIMEOUT_SECONDS` only; False where something
+            else ends it.
         address: where it is, if not where the settings say.
     """
     address = address or settings.postgres_address
+    limit = settings.POSTGRES_STATEMENT_TIMEOUT_SECONDS if time_limit else None
     engine = create_async_engine(
         address.url,
         pool_size=pool_size,
@@ -70,19 +61,19 @@ def create_engine(
             "async_creator_fn": _connect,
             "timeout": CONNECT_TIMEOUT,
             **address.connect_arguments(),
-            "command_timeout": COMMAND_TIMEOUT if time_limit else None,
+            "command_timeout": _driver_limit(settings, limit),
             "connection_class": _Connection,
             "server_settings": {
                 "application_name": "slipway",
                 **address.server_settings,
-                **_server_limit(settings, time_limit),
+                **_server_limit(settings, limit),
             },
             **_for_shared(settings),
         },
     )
     trace_engine(engine)  # Before the next one, which raises other errors.
     event.listen(engine.sync_engine, "handle_error", _raise_if_unavailable)
-    event.listen(engine.sync_engine, "checkout", _replace_if_closed)
+    event.listen(engine.sync_engine, "checkout", _prepare_for_use)
     return engine
 
 
@@ -112,6 +103,24 @@ class _Connection(asyncpg.Connection):  # type: ignore[misc]  # it ships no type
     SQLAlchemy closes one whose statement took too long before it raises, and would wait for 2 seconds.
     """
 
+    hangs = False  # whether the server did not even say that it had stopped the last statement
+    server_is_limited = False  # whether the limit was set on the server, for longer than a transaction
+    _config: Any  # asyncpg's
+    _usual_limit: Any = _UNCHANGED
+
+    def limit_statements(self, seconds: float | None, *, of_server: bool = False) -> None:
+        """Sets for how long the driver waits for a statement from now on, until `restore_limit`."""
+        if self._usual_limit is _UNCHANGED:
+            self._usual_limit = self._config.command_timeout
+        self._config = self._config._replace(command_timeout=None if seconds is None else seconds + HANG_TIMEOUT)
+        self.server_is_limited = self.server_is_limited or of_server
+
+    def restore_limit(self) -> None:
+        """Takes back `limit_statements`, but for the server."""
+        if self._usual_limit is not _UNCHANGED:
+            self._config = self._config._replace(command_timeout=self._usual_limit)
+            self._usual_limit = _UNCHANGED
+
     async def execute(self, query: str, *args: Any, timeout: float | None = None) -> str:  # noqa: ASYNC109 -- asyncpg's
         """asyncpg's. Raises: TransactionAborted when a COMMIT has rolled back, which PostgreSQL takes for no error."""
         status: str = await super().execute(query, *args, timeout=timeout)
@@ -121,17 +130,28 @@ class _Connection(asyncpg.Connection):  # type: ignore[misc]  # it ships no type
 
     async def close(self, *, timeout: float | None = None) -> None:  # noqa: ASYNC109 -- asyncpg's own parameter
         """asyncpg's, which has the server stop what it still does. Raises: TimeoutError when it does not say so."""
-        await super().close(timeout=CLOSE_TIMEOUT if timeout is None else min(timeout, CLOSE_TIMEOUT))
+        try:
+            await super().close(timeout=CLOSE_TIMEOUT if timeout is None else min(timeout, CLOSE_TIMEOUT))
+        except TimeoutError:
+            self.hangs = True
+            raise
 
 
-def _server_limit(settings: PostgresSettings, time_limit: bool) -> dict[str, str]:
-    """The server's own limit, in milliseconds: a cancellation that does not arrive leaves no statement for ever.
+def _driver_limit(settings: PostgresSettings, seconds: float | None) -> float | None:
+    """Later than the server, which says that a statement was too slow: if it does not, it hangs."""
+    return seconds if seconds is None or _are_shared(settings) else seconds + HANG_TIMEOUT
 
-    PgBouncer passes no such setting on.
-    """
-    if not time_limit or _are_shared(settings):
+
+def _server_limit(settings: PostgresSettings, seconds: float | None) -> dict[str, str]:
+    """The server's own limit, in milliseconds. PgBouncer passes no such setting on."""
+    if seconds is None or _are_shared(settings):
         return {}
-    return {"statement_timeout": str(round(2000 * COMMAND_TIMEOUT))}
+    return {"statement_timeout": str(milliseconds(seconds))}
+
+
+def milliseconds(seconds: float | None) -> int:
+    """A limit as PostgreSQL takes it: 0 is none."""
+    return 0 if seconds is None else min(max(1, round(1000 * seconds)), 2**31 - 1)
 
 
 # ---- Behind PgBouncer, in transaction mode ----
@@ -172,28 +192,43 @@ def _raise_if_unavailable(context: ExceptionContext) -> None:
     error = context.original_exception
     if isinstance(error, asyncio.CancelledError):
         return  # By a time limit, or since nobody waits any more. SQLAlchemy takes it for a lost connection.
-    if context.is_disconnect or is_transient(error):
-        raise DatabaseUnavailable from error
+    if isinstance(error, TimeoutError) and context.connection is not None:
+        pooled: Any = context.connection.connection
+        pooled.dbapi_connection.run_async(_close)
+        raise timed_out(pooled.driver_connection) from error
+    outage = outage_of(error)
+    if outage is not None or context.is_disconnect:
+        raise (outage or DatabaseUnavailable) from error
     hide_values(context.sqlalchemy_exception or error)
 
 
-def is_transient(error: BaseException) -> bool:
-    """Whether the driver's error says "not now" rather than "not like this"."""
-    state = getattr(error, "sqlstate", None) or ""
-    return isinstance(error, TimeoutError) or state.startswith(_TRANSIENT) or type(error).__name__ == _OUTDATED
+async def _close(connection: _Connection) -> None:
+    with suppress(TimeoutError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+        await connection.close()
 
 
-def is_aborted(error: BaseException) -> bool:
-    """Whether an error says that the transaction was aborted by an earlier one."""
-    if isinstance(error, PendingRollbackError | TransactionAborted):
-        return True
-    return getattr(getattr(error, "orig", error), "sqlstate", None) == _IN_FAILED_TRANSACTION
+def timed_out(connection: _Connection) -> DatabaseUnavailable:
+    """What it means that the driver has waited in vain, once the connection is closed.
+
+    Args:
+        connection: one whose server either has confirmed that it stopped the statement, or hangs.
+    """
+    return DatabaseUnavailable() if connection.hangs else StatementTimeout()
 
 
-def _replace_if_closed(connection: Any, *_: object) -> None:
+def _prepare_for_use(adapted: Any, *_: object) -> None:
+    connection: _Connection = adapted.driver_connection
     # The server has closed it while it was idle. asyncpg knows, so asking costs nothing.
-    if connection.driver_connection.is_closed():
+    if connection.is_closed():
         raise DisconnectionError
+    connection.restore_limit()
+    if connection.server_is_limited:
+        adapted.run_async(_restore_server_limit)
+
+
+async def _restore_server_limit(connection: _Connection) -> None:
+    await connection.execute("RESET statement_timeout")
+    connection.server_is_limited = False
 
 
 async def _connect(*args: Any, **kwargs: Any) -> asyncpg.Connection:

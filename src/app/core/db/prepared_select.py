@@ -20,7 +20,8 @@ from sqlmodel.sql.expression import Select, SelectOfScalar
 
 from app.core.db.database import Reader
 from app.core.db.detached import Build, builder_of, columns_of, needs_session
-from app.core.db.engine import DatabaseUnavailable, is_transient
+from app.core.db.engine import timed_out
+from app.core.db.outages import DatabaseUnavailable, outage_of
 from app.core.tracing.lifecycle import tracer
 
 ResultT = TypeVar("ResultT")
@@ -239,8 +240,10 @@ async def _with_driver(db: Reader, work: Callable[[Any], Awaitable[T]]) -> T:
             pooled.close()
         else:
             await asyncio.shield(asyncio.create_task(_discard(pooled, error)))
-        if isinstance(error, Exception) and (lost or is_transient(error)):
-            raise DatabaseUnavailable from error
+        if isinstance(error, TimeoutError):
+            raise timed_out(connection) from error
+        if isinstance(error, Exception) and (lost or outage_of(error) is not None):
+            raise (outage_of(error) or DatabaseUnavailable) from error
         raise
     pooled.close()  # Into the pool. There is no transaction to end, so this waits for nothing.
     return result

@@ -21,6 +21,7 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 
 from app.core.db.database import reading
 from app.core.db.engine import DatabaseUnavailable
+from app.core.db.timeouts import LimitedSession
 from app.core.utils.redis_link import AnyLink, LinkError, Script
 
 ANSWER: Final = 0.5  # seconds until a replica that does not say how far it is is taken to be away
@@ -84,7 +85,10 @@ class Replica:
             link: to where it is noted who has written; what is noted there must not be evicted.
         """
         self._sessions = async_sessionmaker(
-            engine.execution_options(postgresql_readonly=True), class_=AsyncSession, expire_on_commit=False
+            engine.execution_options(postgresql_readonly=True),
+            class_=AsyncSession,
+            sync_session_class=LimitedSession,
+            expire_on_commit=False,
         )
         self._link = link
         self._away = False

@@ -28,6 +28,9 @@ class PostgresSettings(SettingsGroup):
     POSTGRES_POOL_MODE: Literal["session", "transaction"] = Field(
         "session", description="one of session, transaction: what PgBouncer's pool_mode is, if there is one in between"
     )
+    POSTGRES_STATEMENT_TIMEOUT_SECONDS: float = Field(
+        5.0, gt=0, le=86_400, description="how many seconds one statement of a request may take, more than 0"
+    )
     POSTGRES_POOL_SIZE: PositiveInt = Field(10, description="the number of connections a process may hold, 1 or more")
 
     @field_validator("POSTGRES_URL", "POSTGRES_READ_URL")

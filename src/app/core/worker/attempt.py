@@ -15,7 +15,7 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 from structlog.contextvars import bound_contextvars
 
 from app.core.db.database import after_commit, begin_request, transaction
-from app.core.db.engine import TransactionAborted, is_aborted
+from app.core.db.outages import TransactionAborted, is_aborted
 from app.core.exceptions.http_exceptions import Problem
 from app.core.tracing import attempt_span
 from app.core.utils.queue import JobState, dumps
