@@ -4,8 +4,11 @@ PORT ?= 8000
 BIN := .venv/bin
 PY := $(BIN)/python
 export PORT
-# Of a dozen processes each would otherwise compile all the code anew.
-unexport PYTHONDONTWRITEBYTECODE
+# With these of the shell, Python would load other code, drivers would speak to other servers, uvicorn would start other
+# processes, and `cd` would end elsewhere. What is meant for this project is in src/.env.
+KEPT := PYTHON PYTHONDEVMODE PYTHONASYNCIODEBUG PYTHONFAULTHANDLER PYTHONTRACEMALLOC PGPASSWORD PGPASSFILE
+FOREIGN := PYTHON% PG% UVICORN_% GUNICORN_% WEB_CONCURRENCY FORWARDED_ALLOW_IPS CDPATH
+unexport $(filter-out $(KEPT),$(filter $(FOREIGN),$(.VARIABLES)))
 
 # Those that compare how long things take come last, one after the other. (5: there are none among ARGS.)
 PARALLEL := $(PY) -m pytest -n auto --dist worksteal -m "not alone"

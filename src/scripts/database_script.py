@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import asynccontextmanager
 
 from sqlalchemy import text
-from sqlalchemy.exc import ProgrammingError
+from sqlalchemy.exc import DBAPIError, ProgrammingError
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from app.core.config import Settings, get_settings
@@ -33,6 +33,8 @@ def run_in_database(work: Work) -> None:
         raise SystemExit(error.detail) from None
     except ProgrammingError:
         raise SystemExit("The database lacks the tables: run `make migrate` first.") from None
+    except DBAPIError as error:  # Of a constraint that the application has added: a column without a value, say.
+        raise SystemExit(f"The row cannot be written: {first_line(error.orig or error)}") from None
 
 
 def first_line(error: BaseException) -> str:

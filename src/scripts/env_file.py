@@ -24,12 +24,13 @@ def write_env_file(target: Path, example: Path) -> bool:
         if target.exists():
             return False
         text = example.read_text(encoding="utf-8")
-        return _create(target, _with_values(text, {**_secrets(), **_ports(text)}))
+        return _create(target, _with_values(text, {**new_secrets(), **_ports(text)}))
     except OSError as error:
         raise ServiceError(f"{target} can't be written: {error.strerror} ({error.filename}).") from error
 
 
-def _secrets() -> dict[str, str]:
+def new_secrets() -> dict[str, str]:
+    """Return fresh values for the secrets that a start needs."""
     return {
         "SECRET_KEY": secrets.token_hex(32),
         "POSTGRES_PASSWORD": secrets.token_urlsafe(15),

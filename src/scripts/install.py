@@ -59,9 +59,9 @@ def _install(lock: int) -> None:
         _check_version()
         if VENV.is_symlink():  # It leads to another project's, which is not ours to clear.
             VENV.unlink()
-        _run(lock, sys.executable, "-m", "venv", "--clear", str(VENV))
+        _run(lock, sys.executable, "-I", "-m", "venv", "--clear", str(VENV))
     print("Installing the locked dependencies into .venv ...", flush=True)
-    pip = [str(PYTHON), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    pip = [str(PYTHON), "-I", "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     _run(lock, *pip, "--require-hashes", "--no-deps", "-r", str(LOCK))
     DONE.write_bytes(wanted)
 
@@ -83,9 +83,23 @@ def _check_version() -> None:
         )
 
 
+def _environment() -> dict[str, str]:
+    """The environment without what sends packages elsewhere (PIP_USER, PIP_TARGET, ...) or loads another Python's."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("PIP_", "PYTHON"))}
+    kept |= {name: os.environ[name] for name in _ABOUT_REGISTRIES if name in os.environ}
+    return {**kept, "PIP_USER": "0"}  # It wins over a pip.conf as well.
+
+
+_ABOUT_REGISTRIES = (
+    *("PIP_CONFIG_FILE", "PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "PIP_FIND_LINKS", "PIP_NO_INDEX", "PIP_TRUSTED_HOST"),
+    *("PIP_CERT", "PIP_CLIENT_CERT", "PIP_PROXY", "PIP_KEYRING_PROVIDER", "PIP_TIMEOUT", "PIP_DEFAULT_TIMEOUT"),
+    *("PIP_RETRIES", "PIP_CACHE_DIR", "PIP_NO_CACHE_DIR", "PIP_NO_INPUT", "PIP_ROOT_USER_ACTION"),
+)
+
+
 def _run(lock: int, *command: str) -> None:
     """Run a command that keeps the lock even when this process is killed. Raises: SystemExit when it fails."""
-    code = subprocess.call(command, pass_fds=[lock])
+    code = subprocess.call(command, pass_fds=[lock], env=_environment())
     if code:
         sys.exit(code if code > 0 else 1)
 

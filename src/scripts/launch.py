@@ -136,6 +136,7 @@ def _config(settings: Settings) -> Config:
 def _prepare_database(settings: Settings) -> None:
     """Migrate to the newest schema and create the first superuser and tier. Raises: ServiceError, SystemExit."""
     # Imported here: a start that fails for a simple reason should not wait for them.
+    import asyncpg
     from alembic import command
     from alembic.config import Config as AlembicConfig
     from alembic.util import CommandError
@@ -146,7 +147,7 @@ def _prepare_database(settings: Settings) -> None:
 
     try:
         command.upgrade(AlembicConfig(ROOT / "src" / "alembic.ini"), "head")
-    except (OSError, DBAPIError, CommandError) as error:
+    except (OSError, DBAPIError, CommandError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
         raise ServiceError(f"The database can't be migrated: {first_line(error)}") from error
     if isinstance(settings, FirstUserSettings):
         create_first_superuser.run()

@@ -18,12 +18,12 @@ from .database_script import run_in_database
 
 async def set_superuser(username: str, is_superuser: bool, db: AsyncSession, settings: Settings) -> str:
     """Changes a user's rank, leaves a security event, and says what was done. Raises: UserNotFound."""
-    user = await crud_users.get_by_username(db, username)
+    user = await crud_users.get_by_login(db, username)
     if user is None:
         raise UserNotFound
     rank = "a superuser" if is_superuser else "no superuser"
     changed = await accounts.set_superuser(db, user, is_superuser, settings, Client(), actor=None)
-    return f"{username} is {rank} {'now' if changed else 'already'}."
+    return f"{user.username} is {rank} {'now' if changed else 'already'}."
 
 
 def main() -> None:

@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -29,16 +29,20 @@ NAME = re.compile(r"(?m)^(\w+)=.*$")
 class Run:
     """One `make run` in a copy of the project."""
 
-    def __init__(self, project: Path, port: int, *words: str) -> None:
-        """Start it; its log goes to a file of its own."""
+    def __init__(self, project: Path, port: int, *words: str, shell: Mapping[str, str] | None = None) -> None:
+        """Start it; its log goes to a file of its own. With variables of a `shell` it is make that is started there."""
         self.url = f"http://127.0.0.1:{port}"
         self._log = project / f"run-{time.monotonic_ns()}.log"
         words = words or ("run", "--port", str(port))
+        command = [str(project / ".venv" / "bin" / "python"), "-m", "src.scripts.dev", *words]
+        if shell is not None:  # What is installed is that of the test run: `make install` has tests of its own.
+            command = ["make", "--no-print-directory", "PYTHON=true", f"PORT={port}", *words[:1]]
+        environment = {**clean_environment(project), **(shell or {})}
         with self._log.open("wb") as log:
             self.process = subprocess.Popen(
-                [project / ".venv" / "bin" / "python", "-m", "src.scripts.dev", *words],
+                command,
                 cwd=project,
-                env=clean_environment(project),
+                env={name: value for name, value in environment.items() if value},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -73,7 +77,7 @@ class Run:
 
     def stop(self, number: signal.Signals) -> int:
         """Send a signal and return the exit code."""
-        self.process.send_signal(number)
+        os.killpg(self.process.pid, number)  # As a terminal does: make tells nobody.
         return self.process.wait(30)
 
 
@@ -142,8 +146,8 @@ def start(project: Path) -> Iterator[Start]:
     """Starts `make run` on a free port, or the one given."""
     started: list[Run] = []
 
-    def start(*words: str, port: int | None = None) -> Run:
-        started.append(Run(project, port or free_port(), *words))
+    def start(*words: str, port: int | None = None, shell: Mapping[str, str] | None = None) -> Run:
+        started.append(Run(project, port or free_port(), *words, shell=shell))
         return started[-1]
 
     yield start
@@ -244,6 +248,66 @@ def test_what_ends_by_itself_and_what_has_changed_starts_again(project: Path, st
     assert run.process.wait(30) == 1
     assert "The process that guards PostgreSQL and Valkey was killed: start again.\n" in run.output
     assert not processes_in(project)
+
+
+def test_no_variable_of_the_shell_stops_it(project: Path, start: Start) -> None:
+    """All of them in one start."""
+    other = project / "other place"
+    (other / "src").mkdir(parents=True)
+    (other / "app.py").write_text("raise SystemExit('the wrong app')")
+    (other / "asyncpg.py").write_text("raise SystemExit('the wrong asyncpg')")
+    python = {"SAFEPATH": "1", "PATH": str(other), "HOME": str(other), "OPTIMIZE": "2", "WARNINGS": "error"}
+    postgres = dict.fromkeys(("HOST", "PORT", "USER", "PASSWORD", "DATABASE", "SERVICE", "OPTIONS", "TZ"), "nonsense")
+    postgres |= {"SSLMODE": "verify-full", "SSLNEGOTIATION": "direct", "SSLROOTCERT": "/none", "SSLCERT": "/none"}
+    uvicorn = {"UVICORN_WORKERS": "3", "UVICORN_UDS": "/none", "UVICORN_HOST": "192.0.2.1", "UVICORN_RELOAD": "true"}
+    shell = {
+        **{f"PYTHON{name}": value for name, value in python.items()},
+        **{f"PG{name}": value for name, value in postgres.items()},
+        **uvicorn,
+        "WEB_CONCURRENCY": "3",
+        "GUNICORN_CMD_ARGS": "--bind=192.0.2.1",
+        "FORWARDED_ALLOW_IPS": "*",
+        "VIRTUAL_ENV": str(other),
+        "CDPATH": str(other),
+        "REDIS_URL": "redis://192.0.2.1",
+        "DATABASE_URL": "none",
+        **dict.fromkeys(("http_proxy", "https_proxy", "ALL_PROXY"), "http://192.0.2.1:1"),
+        "LC_ALL": "C",
+        "TZ": "Asia/Tokyo",
+        "TMPDIR": str(other / "none"),
+        "HOME": "",
+        "PIP_USER": "1",
+    }
+    umask = os.umask(0o077)
+    try:
+        run = start(shell=shell)
+    finally:
+        os.umask(umask)
+    run.wait_for_answer()
+    assert has_task_done(run)
+    assert "Traceback" not in run.output
+    assert "wrong" not in run.output
+    assert sum(" uvicorn " in commands().get(pid, "") for pid in processes_in(project)) == 1
+    assert run.stop(signal.SIGINT) in {0, 2, 130, -signal.SIGINT}  # make ends by the signal as well
+
+
+def test_a_user_with_more_fields_is_asked_for_by_the_settings(project: Path, start: Start) -> None:
+    """A field that sign-up requires is none of the first superuser's; a column that the table requires is."""
+    source = project / "src" / "app" / "models" / "user.py"
+    right = source.read_text()
+    field = "    password: Password\n\n\nclass UserUpdate"
+    assert field in right
+    column = "    username: str = Field(max_length=20, unique=True)\n"
+    source.write_text(right.replace(column, f"{column}    phone: str\n"))
+    run = start()
+    assert run.process.wait(START_SECONDS) == 1
+    assert run.output.endswith("ADMIN_PHONE must be set: User.phone is required.\n")
+
+    source.write_text(right.replace(field, field.replace("\n\n\n", "\n    invitation: str\n\n\n", 1)))
+    run = start()
+    run.wait_for_answer()
+    assert "Superuser admin created.\n" in run.output
+    assert run.stop(signal.SIGINT) == 0
 
 
 def has_task_done(run: Run) -> bool:

@@ -22,6 +22,17 @@ def test_the_superuser_is_created_once(database: str, capsys: pytest.CaptureFixt
     assert capsys.readouterr().out == "Superuser admin created.\nSuperuser admin exists already.\n"
 
 
+@pytest.mark.parametrize("name", ["Admin", " ADMIN "])
+def test_the_name_of_the_superuser_may_have_another_case(
+    database: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    monkeypatch.setenv("ADMIN_USERNAME", name)
+    get_settings.cache_clear()
+    create_first_superuser.run()
+    create_first_superuser.run()
+    assert capsys.readouterr().out == "Superuser admin created.\nSuperuser admin exists already.\n"
+
+
 def test_the_tier_is_created_once(
     database: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -21,14 +21,14 @@ INSTALLS = "Installing the locked dependencies into .venv ..."
 class Make:
     """One `make install` in a project, whose output goes to a file of its own."""
 
-    def __init__(self, project: Path, name: str) -> None:
-        """Start it."""
+    def __init__(self, project: Path, name: str, **shell: str) -> None:
+        """Start it, with these variables of a shell."""
         self._log = project.parent / f"{name}.log"
         with self._log.open("w") as log:
             self._process = subprocess.Popen(
                 ["make", "--no-print-directory", "install"],
                 cwd=project,
-                env=os.environ | {"PYTHON": sys.executable},
+                env=os.environ | {"PYTHON": sys.executable} | shell,
                 stdout=log,
                 stderr=log,
             )
@@ -67,6 +67,24 @@ def test_it_mends_half_of_a_venv_and_once_for_all(project: Path) -> None:
     assert Make(project, "changed").finish()[:1] == [INSTALLS]
 
 
+def test_no_variable_of_the_shell_sends_it_elsewhere(project: Path) -> None:
+    elsewhere = str(project.parent / "elsewhere")
+    of_pip = dict.fromkeys(("PIP_USER", "PIP_REQUIRE_VIRTUALENV", "PIP_DRY_RUN", "PIP_ISOLATED", "PIP_NO_BINARY"), "1")
+    of_pip |= dict.fromkeys(("PIP_TARGET", "PIP_PREFIX", "PIP_ROOT", "PIP_CONSTRAINT", "PIP_PYTHON"), elsewhere)
+    of_python = {"PYTHONSAFEPATH": "1", "PYTHONPATH": elsewhere, "PYTHONHOME": elsewhere, "PYTHONWARNINGS": "error"}
+    said = Make(project, "one", VIRTUAL_ENV=elsewhere, TMPDIR=elsewhere, **of_pip, **of_python).finish()
+    assert said == [INSTALLS]
+    assert not Path(elsewhere).exists()
+
+
+def test_what_says_where_the_registry_is_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("PIP_INDEX_URL", "PIP_CERT", "HTTPS_PROXY", "PIP_TARGET", "PYTHONPATH"):
+        monkeypatch.setenv(name, "x")
+    kept = install._environment()
+    assert [kept.get(name) for name in ("PIP_INDEX_URL", "PIP_CERT", "HTTPS_PROXY")] == ["x"] * 3
+    assert not {"PIP_TARGET", "PYTHONPATH"} & kept.keys()
+
+
 @pytest.fixture
 def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
     """What `install` would run for a project in `tmp_path`."""
@@ -94,7 +112,7 @@ def a_venv(folder: Path, made_in: Path) -> None:
 def test_a_venv_that_was_made_here_is_kept(tmp_path: Path, commands: list[tuple[str, ...]]) -> None:
     a_venv(tmp_path / ".venv", made_in=tmp_path / ".venv")
     install.main()
-    assert [command[2] for command in commands] == ["pip"]
+    assert [command[3] for command in commands] == ["pip"]
     install.main()
     assert len(commands) == 1
 
@@ -107,7 +125,7 @@ def test_a_venv_that_was_moved_is_made_anew(
     install.DONE.write_bytes(install._wanted())
     monkeypatch.setattr(install, "ROOT", tmp_path)
     install.main()
-    assert [command[2] for command in commands] == ["venv", "pip"]
+    assert [command[3] for command in commands] == ["venv", "pip"]
     assert "--clear" in commands[0]
 
 
@@ -118,7 +136,7 @@ def test_a_link_to_another_projects_venv_is_removed_and_not_cleared(
     a_venv(others, made_in=others)
     (tmp_path / ".venv").symlink_to(others)
     install.main()
-    assert [command[2] for command in commands] == ["venv", "pip"]
+    assert [command[3] for command in commands] == ["venv", "pip"]
     assert not (tmp_path / ".venv").is_symlink()
     assert (others / "bin" / "pip").exists()
 

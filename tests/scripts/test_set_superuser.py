@@ -48,6 +48,11 @@ def test_a_user_becomes_a_superuser_and_is_none_again(run: Callable[..., str]) -
     assert asyncio.run(ada()) == (False, [{"is_superuser": True}, {"is_superuser": False}])
 
 
+def test_the_name_may_have_another_case(run: Callable[..., str]) -> None:
+    asyncio.run(ada(create=True))
+    assert run("Ada", "on") == "ada is a superuser now."
+
+
 def test_who_is_no_superuser_any_more_is_signed_in_nowhere(run: Callable[..., str]) -> None:
     async def lives() -> bool:
         async with opened_session(get_settings()) as db:

@@ -4,6 +4,7 @@ Values come from the environment, then from `src/.env` (or the file that the var
 A field's description completes the sentence "NAME must be ...", which a person with a broken value gets to read.
 """
 
+import codecs
 import json
 import os
 from collections.abc import Callable
@@ -15,11 +16,13 @@ from pydantic import Field, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from app.core.settings.errors import RefusedValueError, error_lines, exception_line
+from app.core.settings.errors import RefusedValueError, error_lines, failed_validator
 
 __all__ = ["ENV_FILE", "Port", "PositiveInt", "RefusedValueError", "SettingsError", "SettingsGroup", "items"]
 
 ENV_FILE = Path(os.environ.get("ENV_FILE") or Path(__file__).resolve().parents[3] / ".env")
+
+_ENCODING = codecs.lookup("utf-8-sig").name  # Editors of Windows begin a file with a byte order mark.
 
 Port = Annotated[int, Field(ge=1, le=65535, description="a TCP port, 1 to 65535")]
 PositiveInt = Annotated[int, Field(ge=1, le=2**31 - 1)]
@@ -32,9 +35,8 @@ class SettingsError(SystemExit):
 class SettingsGroup(BaseSettings):
     """Base of every group."""
 
-    # utf-8-sig: editors of Windows begin a file with a byte order mark.
     model_config = SettingsConfigDict(
-        env_file=ENV_FILE, env_file_encoding="utf-8-sig", env_ignore_empty=True, extra="ignore"
+        env_file=ENV_FILE, env_file_encoding=_ENCODING, env_ignore_empty=True, extra="ignore"
     )
 
     def __init__(self, **values: Any) -> None:
@@ -50,7 +52,9 @@ class SettingsGroup(BaseSettings):
         except Exception as error:
             if isinstance(error, OSError) and str(error.filename) == str(ENV_FILE):
                 raise SettingsError(f"{ENV_FILE} must be readable for this user: {error.strerror}.") from None
-            raise SettingsError(exception_line(type(self), error)) from None  # Of a validator.
+            if line := failed_validator(type(self), error):
+                raise SettingsError(line) from None
+            raise
 
     @classmethod
     def settings_customise_sources(

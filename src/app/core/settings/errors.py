@@ -51,19 +51,19 @@ def error_lines(group: type[BaseSettings], error: ValidationError) -> list[str]:
     return [*lines, *(f"{'; '.join(requirements)}." for requirements in by_place)]
 
 
-def exception_line(group: type[BaseSettings], error: Exception) -> str:
-    """Return the line about an exception that is no verdict on a value: a validator that fails itself."""
+def failed_validator(group: type[BaseSettings], error: Exception) -> str | None:
+    """Return the line about a validator that raised something else than a verdict; None when none did."""
     codes = {code: names for names, code in _validators(group)}
-    place, names = "", tuple[str, ...]()
     trace = error.__traceback__
+    line = None
     while trace is not None:
         code = trace.tb_frame.f_code
         if code in codes:
-            names = codes[code]
-            place = f" ({code.co_filename.rpartition('/')[2]}, line {trace.tb_lineno})"
+            subject = " or ".join(_variable(group, field)[0] for field in codes[code]) or "The settings"
+            place = f"{code.co_filename.rpartition('/')[2]}, line {trace.tb_lineno}"
+            line = f"{subject} cannot be read: a validator raises {type(error).__name__} ({place})."
         trace = trace.tb_next
-    subject = " or ".join(_variable(group, field)[0] for field in names) or "The settings"
-    return f"{subject} cannot be read: a validator raises {type(error).__name__}{place}."
+    return line
 
 
 def _requirement(field: FieldInfo | None, details: ErrorDetails) -> str:
