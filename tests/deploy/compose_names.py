@@ -8,9 +8,10 @@ from typing import Any
 
 from app.core.config import Settings
 
-VARIABLES = set(Settings.model_fields) | {"EMBEDDED_SERVICES", "WEB_CONCURRENCY"}
+VARIABLES = set(Settings.model_fields) | {"EMBEDDED_SERVICES", "WEB_CONCURRENCY", "ENV_FILE", "DATABASE_SETTINGS"}
 SECRETS = {name for name, field in Settings.model_fields.items() if "SecretStr" in str(field.annotation)}
 POSTGRES_OWN = {"POSTGRES_USER", "POSTGRES_PASSWORD", "POSTGRES_DB"}
+POSTGRES_FILES = {f"{name}_FILE" for name in POSTGRES_OWN}  # the image reads the values from them
 
 TOP = {"name", "services", "networks", "volumes", "configs", "secrets"}
 SERVICE = {

@@ -19,8 +19,6 @@ KUBERNETES = ROOT / "deploy" / "kubernetes"
 
 # The switches, by what stands before them in the file.
 WITH_NGINX = "uncomment to run with nginx"
-FIRST_SUPERUSER = "uncomment to create first superuser"
-FIRST_TIER = "uncomment to create first tier"
 ONE_SERVER = "# ---------------- Running With One Server"
 MANY_SERVERS = "# ---------------- To Run with Multiple Servers, Uncomment below"
 

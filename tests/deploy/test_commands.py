@@ -21,13 +21,10 @@ from tests.conftest import a_postgres, connect
 from tests.deploy.files import (
     COMPOSE,
     COMPOSE_PROD,
-    FIRST_SUPERUSER,
-    FIRST_TIER,
     KUBERNETES,
     interpolated,
     manifests,
     services,
-    uncommented,
     words_of,
 )
 from tests.deploy.image import EVERYWHERE, Image
@@ -39,9 +36,8 @@ VALUES = {name: f"a-{name.lower()}-of-a-test" for name in re.findall(r"\$\{(\w+)
 
 
 def all_services() -> dict[str, dict[str, Any]]:
-    """Of both files, with everything uncommented, by `file:service`."""
-    compose = uncommented(uncommented(COMPOSE.read_text(), FIRST_SUPERUSER), FIRST_TIER)
-    found = {f"compose:{name}": service for name, service in services(compose).items()}
+    """Of both files, by `file:service`."""
+    found = {f"compose:{name}": service for name, service in services(COMPOSE).items()}
     return found | {f"production:{name}": service for name, service in services(COMPOSE_PROD).items()}
 
 
@@ -118,7 +114,10 @@ def test_migrations(empty_database: str, valkey: Valkey, image: Image, words: li
     assert run(words, image.workdir).returncode == 0
 
 
-@pytest.mark.parametrize("words", commands("python"), ids=by_words)
+SETTINGS = ["python", "-m", "src.scripts.compose_settings"]  # It has tests of its own: test_compose_up.py.
+
+
+@pytest.mark.parametrize("words", [words for words in commands("python") if words != SETTINGS], ids=by_words)
 def test_scripts(settings: Settings, image: Image, words: list[str]) -> None:
     assert run(words, image.workdir).stdout.rstrip().endswith("created.")
     assert "exists already" in run(words, image.workdir).stdout

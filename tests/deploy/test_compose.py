@@ -6,12 +6,10 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.deploy.compose_names import POSTGRES_OWN, SECRETS, VARIABLES, is_ours, unknown_names
+from tests.deploy.compose_names import POSTGRES_FILES, POSTGRES_OWN, SECRETS, VARIABLES, is_ours, unknown_names
 from tests.deploy.files import (
     COMPOSE,
     COMPOSE_PROD,
-    FIRST_SUPERUSER,
-    FIRST_TIER,
     WITH_NGINX,
     commented,
     services,
@@ -21,7 +19,7 @@ from tests.deploy.files import (
 )
 from tests.processes import ROOT
 
-ONE_SHOT = {"migrate", "create_superuser", "create_tier"}
+ONE_SHOT = {"settings", "migrate", "create_superuser", "create_tier"}
 UVICORN = "command: uvicorn"
 GUNICORN = "command: gunicorn"
 
@@ -32,10 +30,7 @@ def text() -> str:
 
 def with_everything() -> str:
     """All blocks that can be uncommented, uncommented."""
-    changed = text()
-    for marker in (WITH_NGINX, FIRST_SUPERUSER, FIRST_TIER):
-        changed = uncommented(changed, marker)
-    return changed
+    return uncommented(text(), WITH_NGINX)
 
 
 ALL = pytest.mark.parametrize(
@@ -83,7 +78,7 @@ def test_every_service_is_looked_after(compose: str) -> None:
 @ALL
 def test_every_variable_means_something(compose: str) -> None:
     for name, service in services(compose).items():
-        known = VARIABLES if is_ours(service) or name == "db" else {"PASSWORD"}
+        known = VARIABLES | POSTGRES_FILES if is_ours(service) or name == "db" else {"PASSWORD"}
         assert set(service.get("environment", {})) <= known, name
 
 
@@ -91,7 +86,7 @@ def test_every_variable_means_something(compose: str) -> None:
 def test_there_is_no_secret(compose: str) -> None:
     for name, service in services(compose).items():
         for variable, value in service.get("environment", {}).items():
-            if value and re.search("PASSWORD|SECRET|TOKEN", variable):
+            if value and variable not in POSTGRES_FILES and re.search("PASSWORD|SECRET|TOKEN", variable):
                 assert re.fullmatch(r"\$\{\w+:\?\}", value), (name, variable)
             assert not re.search(r"://[^$]*:[^$@{]+@", value), (name, variable)
 
@@ -112,7 +107,7 @@ def test_what_is_waited_for_exists_and_says_when_it_is_ready(compose: str) -> No
             expected = "service_completed_successfully" if other in ONE_SHOT else "service_healthy"
             assert how["condition"] == expected, (name, other)
             assert other in found
-        if is_ours(service) and name != "migrate":
+        if is_ours(service) and name not in {"migrate", "settings"}:
             assert "migrate" in waits, name
 
 
@@ -125,14 +120,27 @@ def test_what_is_mounted_exists(compose: str) -> None:
 
 
 def test_the_database_gets_none_of_the_app_s_secrets() -> None:
-    """Though the file it reads has them."""
-    for path in (COMPOSE, COMPOSE_PROD):
-        db = services(path)["db"]
-        environment = db["environment"]
-        if "env_file" in db:
-            assert {name for name in environment if environment[name] == ""} == SECRETS - POSTGRES_OWN
-        else:
-            assert set(environment) == POSTGRES_OWN
+    assert set(services(COMPOSE)["db"]["environment"]) == POSTGRES_FILES
+    assert "env_file" not in services(COMPOSE)["db"]
+    assert set(services(COMPOSE_PROD)["db"]["environment"]) == POSTGRES_OWN
+    assert {"POSTGRES_PASSWORD"} == POSTGRES_OWN & SECRETS
+
+
+def test_a_fresh_clone_needs_no_file_and_production_does() -> None:
+    for name, service in services(COMPOSE).items():
+        for file in service.get("env_file", ()):
+            assert file["required"] is False, name
+    assert ":?}" in COMPOSE_PROD.read_text()
+    assert not {"settings", "create_superuser"} & set(services(COMPOSE_PROD))
+
+
+def test_the_file_of_make_run_is_not_read_in_containers() -> None:
+    """Only its owner may read it, who is another user in a container: Compose passes its values on."""
+    for name, service in services(COMPOSE).items():
+        if is_ours(service):
+            folder, _, file = service["environment"]["ENV_FILE"].rpartition("/")
+            assert file == ".env", name
+            assert [mount for mount in service["volumes"] if mount.split(":")[1] == folder], name
 
 
 def test_workers_are_there_for_both_queues() -> None:
@@ -174,14 +182,7 @@ def test_nginx() -> None:
 
 
 @pytest.mark.parametrize(
-    ("marker", "name", "script"),
-    [
-        (FIRST_SUPERUSER, "create_superuser", "create_first_superuser"),
-        (FIRST_TIER, "create_tier", "create_first_tier"),
-    ],
+    ("name", "script"), [("create_superuser", "create_first_superuser"), ("create_tier", "create_first_tier")]
 )
-def test_first_superuser_and_tier(marker: str, name: str, script: str) -> None:
-    assert name not in services(text())
-    found = services(uncommented(text(), marker))
-    assert words_of(found[name]["command"]) == ["python", "-m", f"src.scripts.{script}"]
-    assert set(found) == set(services(text())) | {name}
+def test_first_superuser_and_tier(name: str, script: str) -> None:
+    assert words_of(services(COMPOSE)[name]["command"]) == ["python", "-m", f"src.scripts.{script}"]
