@@ -56,7 +56,7 @@ async def test_who_is_not_signed_in_gets_the_form_and_then_what_they_wanted(
     assert (await console.get("user/list")).status_code == 200
 
 
-@pytest.mark.parametrize("name", ["operator", "operator@example.com", "OPERATOR@EXAMPLE.COM"])
+@pytest.mark.parametrize("name", ["operator", "Operator", "operator@example.com", "OPERATOR@EXAMPLE.COM"])
 async def test_a_superuser_signs_in_by_name_or_address(
     console: httpx2.AsyncClient, superuser: User, db: AsyncSession, name: str
 ) -> None:

@@ -1,5 +1,6 @@
 """Users in the database. Every finder but one sees only those who are not deleted."""
 
+import unicodedata
 from datetime import datetime
 from typing import ClassVar, Final
 from uuid import UUID
@@ -20,6 +21,8 @@ from app.crud.crud_tier import TierNotFound
 from app.crud.crud_token_blacklist import crud_token_blacklist
 from app.crud.helper import Paging
 from app.models.user import User, UserCreate
+
+LOOK_ALIKES: Final = frozenset("\u212a\u0130")  # Letters beyond ASCII whose lower case is a letter of ASCII.
 
 
 class UserNotFound(NotFound):
@@ -87,10 +90,17 @@ class CRUDUser(CRUDBase[User]):
         return await self._first(db, col(User.username) == username)
 
     async def get_by_login(self, db: AsyncSession, name_or_email: str) -> User | None:
-        """Who signs in under this: a user name has no @, an e-mail address always has."""
+        """Return the user who signs in under this: a user name has no @, an e-mail address always has.
+
+        Upper and lower case are the same, unless there are names that differ in nothing else.
+        """
+        if not LOOK_ALIKES.isdisjoint(name_or_email):
+            return None
         if "@" in name_or_email:
             return await self._first(db, func.lower(col(User.email)) == func.lower(name_or_email), self._alive)
-        return await self.get_by_username(db, name_or_email)
+        name = unicodedata.normalize("NFC", name_or_email.strip())
+        named = select(User).where(col(User.username).in_({name, name.lower()}), self._alive)
+        return (await db.exec(named.order_by(col(User.username) != name))).first()
 
     async def get_signed_in(self, db: AsyncSession, user_uuid: UUID, session_id: UUID, jti: str) -> User | None:
         """The user an access token names, unless their login has ended, with a temporary password or otherwise, or the

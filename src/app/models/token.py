@@ -7,9 +7,12 @@ from pydantic import Field as PydanticField
 
 
 def _as_registered(name_or_email: str) -> str:
-    """An e-mail address in the form in which signing up has stored it; anything else as it is."""
+    """An e-mail address in the form in which signing up has stored it; anything else as it is.
+
+    So are addresses with the Kelvin sign, of which the form would have a K: it looks like another address.
+    """
     try:
-        return validate_email(name_or_email)[1]
+        return name_or_email.strip() if "\u212a" in name_or_email else validate_email(name_or_email)[1]
     except ValueError:
         return name_or_email.strip()
 
