@@ -12,6 +12,7 @@ from app.core.config import environment_of, get_settings
 from app.core.logger import configure_logging
 from app.core.memory import settle, share_one_heap
 from app.core.setup import create_application
+from app.subscriptions import SUBSCRIPTIONS
 
 settings = get_settings()
 configure_logging(environment_of(settings))
@@ -29,6 +30,7 @@ app = create_application(
     router=build_router(settings),
     settings=settings,
     docs_guard=[Depends(get_current_superuser)],
+    subscriptions=SUBSCRIPTIONS,
     lifespan=settled,
 )
 add_console(app, settings)

@@ -12,6 +12,7 @@ from app.core.config import Settings, get_settings
 from app.core.db.database import async_get_db, close_database, open_database
 from app.core.db.engine import DatabaseUnavailable
 from app.core.exceptions.http_exceptions import Problem
+from app.subscriptions import SUBSCRIPTIONS
 
 LOCK_KEY = 7_541_609_921  # any number of our own
 
@@ -43,7 +44,7 @@ def first_line(error: BaseException) -> str:
 
 
 async def _in_transaction(work: Work, settings: Settings) -> str:
-    engine = open_database(settings)
+    engine = open_database(settings, subscriptions=SUBSCRIPTIONS)
     try:
         async with asynccontextmanager(async_get_db)() as db:
             # Servers that start together take turns, so that the second finds what the first has made.

@@ -6,7 +6,14 @@ from typing import Final
 import pytest
 
 from app.core.config import Settings
-from tests.docs import database_surroundings, extension_surroundings, http_surroundings, job_surroundings, surroundings
+from tests.docs import (
+    database_surroundings,
+    event_surroundings,
+    extension_surroundings,
+    http_surroundings,
+    job_surroundings,
+    surroundings,
+)
 from tests.docs.blocks import Block, all_blocks
 from tests.docs.surroundings import Code
 
@@ -36,6 +43,8 @@ SURROUNDINGS: Final[dict[str, Callable[[Code], Awaitable[None]]]] = {
     "own-middleware": extension_surroundings.own_middleware,
     "caught-error": database_surroundings.caught_error,
     "statement-timeout": database_surroundings.statement_timeout,
+    "subscriptions": event_surroundings.subscriptions,
+    "own-events": event_surroundings.own_events,
     "request-sizes": http_surroundings.request_sizes,
 }
 

@@ -93,7 +93,7 @@ class _Opening:
         self._stack = stack
 
     def database(self, settings: PostgresSettings) -> None:
-        self.pools["requests"] = open_database(settings)
+        self.pools["requests"] = open_database(settings, subscriptions=self._app.state.subscriptions)
         self._stack.push_async_callback(close_database, self.pools["requests"])
         # Not from the pool: when requests wait for its connections, the server is busy, and not unready.
         probe = create_engine(settings, pool_size=2)

@@ -33,6 +33,7 @@ from app.core.db.before_answers import end_transactions_before_answers
 from app.core.declared_requests import declared_requests
 from app.core.docs import add_docs
 from app.core.doctor import say_in_short_why_it_does_not_start
+from app.core.events import Subscription
 from app.core.exceptions.http_exceptions import ServiceUnavailable
 from app.core.exceptions.problem_response import add_handlers, add_problem_handlers, answer_to
 from app.core.lifespan import lifespan
@@ -64,6 +65,7 @@ def create_application(
     settings: SettingsGroup,
     *,
     docs_guard: Sequence[Depends] = (),
+    subscriptions: Sequence[Subscription] = (),
     **fastapi_kwargs: Any,
 ) -> Application:
     """An app with this router and every feature that its settings switch on.
@@ -72,6 +74,7 @@ def create_application(
         router: the routes, prefix included.
         settings: an instance of a class that inherits the groups of the wanted features.
         docs_guard: who may read the documentation in `staging`; without it, nobody may.
+        subscriptions: what is called when a request changes something (`app.core.events`).
         fastapi_kwargs: passed on to FastAPI. A `lifespan` and the handlers of `on_event` run inside of ours, with
             everything open; `middleware` is inside of ours, and `exception_handlers` come before ours.
 
@@ -86,6 +89,7 @@ def create_application(
     app.state.settings = settings
     app.state.dependencies = []
     app.state.root_path = root_path
+    app.state.subscriptions = subscriptions
     app.include_router(router)
     _add_lifespan(app, own_lifespan)
     say_in_short_why_it_does_not_start(app)

@@ -4,7 +4,7 @@ It is opened and closed by the app's or worker's lifespan.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -20,21 +20,25 @@ from sqlmodel import Session
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from app.core.config import PostgresSettings
+from app.core.db.changes import ChangeTracking, forget_changes, note_statement, take_events
 from app.core.db.commits import note_commit
 from app.core.db.engine import create_engine, shares_connections
 from app.core.db.outages import DatabaseUnavailable, TransactionAborted, is_aborted
 from app.core.db.timeouts import LimitedSession, request_limit
+from app.core.events import Subscription, publish
 from app.core.exceptions.http_exceptions import Problem
 
 _AFTER_COMMIT = "after_commit"
 _DUE = "after_commit, which is made"
 _AROUND_COMMIT = "around_commit"
 _UNNOTICED = "committed, and nobody was told"
+MAX_ROUNDS = 10  # of events that handlers of events cause
 _NOT_OPEN = "The database is not open: call open_database() first."
 
 _sessions: async_sessionmaker["Transaction"] | None = None
 _readers: async_sessionmaker[AsyncSession] | None = None  # in which each statement is a transaction of its own
 _limited_readers: async_sessionmaker[AsyncSession] | None = None  # for requests with a statement timeout of their own
+_subscriptions: Sequence[Subscription] = ()
 
 log = structlog.stdlib.get_logger("slipway.database")
 
@@ -63,12 +67,21 @@ def _note_rollback(session: Session, previous: SessionTransaction) -> None:
     if _AFTER_COMMIT in session.info:
         kept = [one for one in session.info[_AFTER_COMMIT] if ended.nested and not _is_within(one[1], ended)]
         session.info[_AFTER_COMMIT] = kept
+    if not ended.nested:
+        forget_changes(session)
 
 
 def _is_within(savepoint: SessionTransaction | None, outer: SessionTransaction) -> bool:
     while savepoint is not None and savepoint is not outer:
         savepoint = savepoint.parent
     return savepoint is outer
+
+
+class _Tracking(_Noticing, ChangeTracking):
+    """Notes what is changed as well, for the subscriptions."""
+
+
+event.listen(_Tracking, "do_orm_execute", note_statement)
 
 
 class Transaction(AsyncSession):
@@ -83,6 +96,7 @@ class Transaction(AsyncSession):
         """
         async with AsyncExitStack() as around_it:
             try:
+                await self._publish_changes()
                 for around in self.info.get(_AROUND_COMMIT, ()):
                     await around_it.enter_async_context(around(self))
                 await super().commit()
@@ -95,6 +109,17 @@ class Transaction(AsyncSession):
         # It is committed: not even a caller who leaves now can stop what follows from it.
         await asyncio.shield(asyncio.create_task(self._after_commit(after_it)))
 
+    async def _publish_changes(self) -> None:
+        if not isinstance(self.sync_session, ChangeTracking):
+            return
+        for _ in range(MAX_ROUNDS):
+            events = await take_events(self)
+            if not events:
+                return
+            for action in await publish(self, events, _subscriptions):
+                after_commit(self, action)
+        raise RuntimeError("The handlers of events change rows again and again: each change is another event.")
+
     async def _after_commit(self, leaving: AsyncExitStack) -> None:
         for action in (leaving.aclose, *self.info.pop(_DUE, ())):
             try:
@@ -103,7 +128,13 @@ class Transaction(AsyncSession):
                 log.exception("action after commit failed")
 
 
-def open_database(settings: PostgresSettings, *, pool_size: int | None = None, time_limit: bool = True) -> AsyncEngine:
+def open_database(
+    settings: PostgresSettings,
+    *,
+    pool_size: int | None = None,
+    time_limit: bool = True,
+    subscriptions: Sequence[Subscription] = (),
+) -> AsyncEngine:
     """Makes the engine that `async_get_db` uses from now on. Connects only when first asked to.
 
     Args:
@@ -111,13 +142,21 @@ def open_database(settings: PostgresSettings, *, pool_size: int | None = None, t
         pool_size: how many connections it may have, if not `POSTGRES_POOL_SIZE`.
         time_limit: whether a statement may take `POSTGRES_STATEMENT_TIMEOUT_SECONDS` only; False where
             something else ends it.
+        subscriptions: what is called when transactions change something.
     """
-    global _sessions, _readers, _limited_readers
+    global _sessions, _readers, _limited_readers, _subscriptions
     for note in settings.postgres_address.notes:
         log.warning(f"POSTGRES_URL: {note}")
     engine = create_engine(settings, pool_size=pool_size or settings.POSTGRES_POOL_SIZE, time_limit=time_limit)
     # Closed for good: one that is used again, while an answer is streamed, say, would never give its connection back.
-    _sessions = async_sessionmaker(engine, class_=Transaction, expire_on_commit=False, close_resets_only=False)
+    _sessions = async_sessionmaker(
+        engine,
+        class_=Transaction,
+        sync_session_class=_Tracking if subscriptions else _Noticing,
+        expire_on_commit=False,
+        close_resets_only=False,
+    )
+    _subscriptions = subscriptions
     _readers = _readers_of(engine)
     _limited_readers = async_sessionmaker(engine, class_=_OneTransaction, expire_on_commit=False)
     return engine

@@ -1,6 +1,6 @@
 """What a worker holds open while it runs."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
@@ -10,6 +10,7 @@ from app.core.config import RedisCacheSettings, Settings
 from app.core.db.database import close_database, open_database, reader_of, reading
 from app.core.db.engine import create_engine
 from app.core.doctor import connections_of_worker, refuse_certain_faults
+from app.core.events import Subscription
 from app.core.metrics.pools import pools_measured
 from app.core.tracing import open_tracing
 from app.core.utils.cache import open_cache
@@ -39,7 +40,9 @@ class Opened:
 
 
 @asynccontextmanager
-async def open_worker(settings: Settings, max_jobs: int) -> AsyncIterator[Opened]:
+async def open_worker(
+    settings: Settings, max_jobs: int, subscriptions: Sequence[Subscription] = ()
+) -> AsyncIterator[Opened]:
     """The database, the cache where there is one, and the queue.
 
     Each job can have a connection for itself, and half of them one more, for a report of their progress, say.
@@ -48,7 +51,9 @@ async def open_worker(settings: Settings, max_jobs: int) -> AsyncIterator[Opened
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(open_tracing(settings))
         # A statement of a job takes as long as the job may.
-        engine = open_database(settings, pool_size=max_jobs + max_jobs // 2, time_limit=False)
+        engine = open_database(
+            settings, pool_size=max_jobs + max_jobs // 2, time_limit=False, subscriptions=subscriptions
+        )
         stack.push_async_callback(close_database, engine)
         own = create_engine(settings, pool_size=OWN_CONNECTIONS)
         stack.push_async_callback(own.dispose)

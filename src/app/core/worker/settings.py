@@ -8,6 +8,7 @@ from app.core.worker.account_mail import send_email_verification, send_password_
 from app.core.worker.functions import sample_background_task, shutdown, startup
 from app.core.worker.housekeeping import purge_expired, purge_jobs
 from app.core.worker.options import job
+from app.subscriptions import SUBSCRIPTIONS
 
 
 class WorkerSettings:
@@ -23,6 +24,7 @@ class WorkerSettings:
         cron(purge_expired, minute=17, max_tries=3),
         cron(purge_jobs, minute=47, max_tries=3),
     ]
+    subscriptions = SUBSCRIPTIONS  # what is called when a job changes something
     on_startup = startup
     on_shutdown = shutdown
     redis_settings = queue.worker_redis_settings(get_settings())
@@ -44,6 +46,7 @@ class LongWorkerSettings:
     """
 
     functions = WorkerSettings.functions
+    subscriptions = SUBSCRIPTIONS  # what is called when a job changes something
     on_startup = startup
     on_shutdown = shutdown
     redis_settings = WorkerSettings.redis_settings

@@ -10,7 +10,7 @@ import os
 import random
 import signal
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, suppress
 from datetime import UTC, datetime
 from secrets import token_hex
@@ -24,6 +24,7 @@ from arq.worker import Worker
 
 from app.core.config import PostgresSettings, SettingsGroup, environment_of, get_settings
 from app.core.db.engine import DatabaseUnavailable
+from app.core.events import Subscription
 from app.core.logger import configure_logging
 from app.core.utils.queue import workers
 from app.core.utils.queue.metrics import RUNNING
@@ -52,13 +53,19 @@ def use_durable_worker() -> None:
     arq.worker.Worker = arq.Worker = DurableWorker  # type: ignore[misc]  # a class is a name, to mypy
 
 
+def _with_subscriptions(options: inspect.Signature) -> inspect.Signature:
+    own = inspect.Parameter("subscriptions", inspect.Parameter.KEYWORD_ONLY, default=())
+    return options.replace(parameters=[*options.parameters.values(), own])
+
+
 class DurableWorker(Worker):
     """Runs jobs that are rows. Without `PostgresSettings` it is ARQ's own."""
 
-    __signature__ = inspect.signature(Worker)  # ARQ passes on the settings that are in it.
+    __signature__ = _with_subscriptions(inspect.signature(Worker))  # ARQ passes on the settings that are in it.
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, subscriptions: Sequence[Subscription] = (), **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self._subscriptions = subscriptions
         self.name = f"{socket.gethostname()}:{os.getpid()}:{token_hex(3)}"
         self.attempts: dict[str, Attempt] = {}
         self._started_at = datetime.now(UTC).isoformat(timespec="seconds")
@@ -81,7 +88,7 @@ class DurableWorker(Worker):
         configure_logging(environment_of(settings))  # ARQ's command has set up logging of its own by now.
         if not settings.inherits(PostgresSettings):
             return await super().main()
-        opened = await self._stack.enter_async_context(open_worker(get_settings(), self.max_jobs))
+        opened = await self._stack.enter_async_context(open_worker(get_settings(), self.max_jobs, self._subscriptions))
         self._stack.enter_context(metrics_served(settings))
         return await self.work(opened)
 

@@ -14,7 +14,7 @@ from app.core.utils.cache import opened
 from app.core.utils.cache.decorator import cache, check_cached_routes, reading_plan
 from app.core.utils.cache.inspection import CachedVariant, KnownPrefix, entries_of, known_prefixes
 from app.core.utils.cache.invalidation import Invalidator, write_down
-from app.core.utils.cache.keys import resource_key
+from app.core.utils.cache.keys import filled_pattern, resource_key
 from app.core.utils.cache.opened import Cache
 from app.core.utils.cache.purging import UnknownPrefix, purge
 from app.core.utils.cache.reading import identify_caller
@@ -32,6 +32,7 @@ __all__ = [
     "identify_caller",
     "invalidate",
     "invalidate_on_commit",
+    "invalidate_pattern_on_commit",
     "known_prefixes",
     "open_cache",
     "purge",
@@ -78,7 +79,26 @@ def invalidate_on_commit(db: AsyncSession, key_prefix: str, resource_id: object)
 
     Where the cache is not open, as in a script, it is written down, and an API process drops it a moment later.
     """
-    targets = Targets((resource_key(key_prefix, resource_id),))
+    _drop_on_commit(db, Targets((resource_key(key_prefix, resource_id),)))
+
+
+def invalidate_pattern_on_commit(db: AsyncSession, pattern: str, **values: object) -> None:
+    """Drops all keys that match a pattern when this transaction is committed, such as `"{username}_posts:*"`.
+
+    It goes through all keys of the server, in a cluster twice: where the keys are known, `invalidate_on_commit` is
+    better.
+
+    Args:
+        db: the transaction.
+        pattern: with a `*`, and something fixed before it. What is in braces is replaced by the value of that name.
+        values: for what is in braces; encoded, so that no value can match another key.
+
+    Raises: InvalidRequestError for a pattern without a `*`, or nothing before it; KeyError for a missing value.
+    """
+    _drop_on_commit(db, Targets(patterns=(filled_pattern(pattern, values),)))
+
+
+def _drop_on_commit(db: AsyncSession, targets: Targets) -> None:
     cache = opened.current()
     around = cache.invalidator.around if cache else write_down
     around_commit(db, partial(around, targets=targets))

@@ -36,6 +36,13 @@ def resource_key(key_prefix: str, resource_id: object) -> str:
     return f"{key_prefix}:{encoded(resource_id)}"
 
 
+def filled_pattern(pattern: str, values: Mapping[str, object]) -> str:
+    """A pattern of keys with values in place of the names in braces. Raises: InvalidRequestError, KeyError."""
+    if "*" not in pattern or not re.sub(r"{.*?}", "", pattern.partition("*")[0]):
+        raise InvalidRequestError(f"The pattern {pattern!r} must have a `*`, and something fixed before it.")
+    return pattern.format_map({name: encoded(value) for name, value in values.items()})
+
+
 class Template:
     """A text with a handler's parameters in braces, such as `{username}_posts`."""
 
