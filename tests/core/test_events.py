@@ -5,14 +5,18 @@ from typing import Any, cast
 
 import pytest
 from arq.worker import get_kwargs
+from fastapi import APIRouter
 from sqlalchemy import bindparam, delete, insert, text, update
+from sqlalchemy.exc import DBAPIError
 from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
+from app.api.dependencies import SessionDep
 from app.core.config import Settings, get_settings
 from app.core.db.database import close_database, open_database, transaction
 from app.core.events import Subscription, subscribe, subscribe_after_commit
 from app.core.exceptions.http_exceptions import Conflict
+from app.core.setup import create_application
 from app.core.utils import queue
 from app.core.worker.options import job
 from app.core.worker.settings import LongWorkerSettings, WorkerSettings
@@ -24,7 +28,7 @@ from app.models.user import User
 from app.models.user_events import UserChanged, UserCreated, UserDeleted, UserErased, UserEvent
 from app.subscriptions import SUBSCRIPTIONS
 from scripts import create_first_superuser, database_script, set_superuser
-from tests.conftest import second_session
+from tests.conftest import client_of, second_session
 from tests.helper import HASHED_PASSWORD, create_user
 from tests.user_events import Heard
 
@@ -357,4 +361,27 @@ def test_scripts_publish_too(database: str, monkeypatch: pytest.MonkeyPatch) -> 
 async def test_statements_on_a_connection_are_not_seen(heard: Heard, ada: User) -> None:
     async with transaction() as db:
         await (await db.connection()).execute(text("UPDATE \"user\" SET name = 'Grace'"))
+    assert heard.take() == []
+
+
+async def test_an_error_that_was_caught_rolls_back_and_publishes_nothing(settings: Settings, heard: Heard) -> None:
+    router = APIRouter()
+
+    @router.post("/rename/{user_id}")
+    async def rename(user_id: int, db: SessionDep) -> str:
+        await by_flush(db, await db.get_one(User, user_id))
+        try:
+            await (await db.connection()).execute(text("SELECT 1 / 0"))
+        except DBAPIError:
+            return "not renamed"
+        return "renamed"
+
+    app = create_application(router, settings, subscriptions=heard.subscriptions)
+    async with app.router.lifespan_context(app), client_of(app) as client:
+        async with transaction() as db:
+            user = await create_user(db, username="ada", name="Ada")
+        heard.take()
+        answer = await client.post(f"http://test/rename/{user.id}")
+        assert (answer.status_code, answer.json()) == (200, "not renamed")
+        assert await names() == {"ada": "Ada"}
     assert heard.take() == []
