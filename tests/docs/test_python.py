@@ -23,7 +23,6 @@ pytestmark = pytest.mark.anyio
 SURROUNDINGS: Final[dict[str, Callable[[Code], Awaitable[None]]]] = {
     "post-routes": surroundings.post_routes,
     "post-change": surroundings.post_change,
-    "post-client-cache": surroundings.post_client_cache,
     "heavy-route": surroundings.heavy_route,
     "own-routes": surroundings.own_routes,
     "own-app": surroundings.own_app,
@@ -46,6 +45,7 @@ SURROUNDINGS: Final[dict[str, Callable[[Code], Awaitable[None]]]] = {
     "subscriptions": event_surroundings.subscriptions,
     "own-events": event_surroundings.own_events,
     "request-sizes": http_surroundings.request_sizes,
+    "uploads": http_surroundings.uploads,
 }
 
 
