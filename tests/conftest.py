@@ -41,6 +41,7 @@ from app.api.dependencies import get_current_superuser
 from app.core.config import Settings, get_settings
 from app.core.db.database import async_get_db, close_database, open_database
 from app.core.setup import create_application
+from app.subscriptions import SUBSCRIPTIONS
 from scripts import server
 from scripts.embedded import Postgres, Valkey, free_port, scratch_folder
 from tests.processes import IN_FULL
@@ -244,7 +245,12 @@ def settings(database: str, valkey: Valkey) -> Settings:
 def whole_app() -> FastAPI:
     """The app with all features, built once: that takes longer than most tests. Starting it reads its settings."""
     settings = get_settings()
-    return create_application(build_router(settings), settings, docs_guard=[Depends(get_current_superuser)])
+    return create_application(
+        build_router(settings),
+        settings,
+        docs_guard=[Depends(get_current_superuser)],
+        subscriptions=SUBSCRIPTIONS,
+    )
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from app.api.dependencies import get_current_superuser
 from app.core.config import Settings
 from app.core.setup import create_application
 from app.models.user import User
+from app.subscriptions import SUBSCRIPTIONS
 from tests.admin.operator import console_of, sign_in
 from tests.helper import create_superuser
 
@@ -25,7 +26,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def app_with_console(settings: Settings) -> FastAPI:
     """A new app with these settings, not started. It takes a second: `app` is built once."""
-    app = create_application(build_router(settings), settings, docs_guard=[Depends(get_current_superuser)])
+    guard = [Depends(get_current_superuser)]
+    app = create_application(build_router(settings), settings, docs_guard=guard, subscriptions=SUBSCRIPTIONS)
     add_console(app, settings)
     return app
 

@@ -81,7 +81,7 @@ async def own_events(code: Code) -> None:
         changes._tracked.pop("tier")
         for name, listener in (
             ("after_insert", changes._note_new),
-            ("before_update", changes._note_row),
-            ("before_delete", changes._note_row),
+            ("before_update", changes._note_changed),
+            ("before_delete", changes._note_removed),
         ):
             sqlalchemy_event.remove(Tier, name, listener)

@@ -74,8 +74,8 @@ def track_changes(
     key_name = mapper.get_property_by_column(key).key
     _tracked[mapper.local_table.name] = _Tracked(key, key_name, columns, events_of)
     event.listen(model, "after_insert", _note_new)
-    event.listen(model, "before_update", _note_row)
-    event.listen(model, "before_delete", _note_row)
+    event.listen(model, "before_update", _note_changed)
+    event.listen(model, "before_delete", _note_removed)
 
 
 def _note_new(mapper: Any, connection: Connection, row: Any) -> None:
@@ -84,7 +84,13 @@ def _note_new(mapper: Any, connection: Connection, row: Any) -> None:
         noted.setdefault((table, mapper.primary_key_from_instance(row)[0]), None)
 
 
-def _note_row(mapper: Any, connection: Connection, row: Any) -> None:
+def _note_changed(mapper: Any, connection: Connection, row: Any) -> None:
+    session = object_session(row)
+    if session is not None and session.is_modified(row):  # It is flushed also when it was set to what it was.
+        _note_removed(mapper, connection, row)
+
+
+def _note_removed(mapper: Any, connection: Connection, row: Any) -> None:
     if (noted := _noted_of(object_session(row))) is not None:
         table = mapper.local_table.name
         key = mapper.primary_key_from_instance(row)[0]
