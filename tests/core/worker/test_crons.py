@@ -3,6 +3,8 @@
 import asyncio
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
+from unittest.mock import Mock
+from zoneinfo import ZoneInfo
 
 import pytest
 from arq import cron
@@ -39,6 +41,7 @@ async def ids() -> list[str]:
     return sorted((await run("SELECT id FROM job WHERE function LIKE 'cron:%'")).scalars())
 
 
+BERLIN = ZoneInfo("Europe/Berlin")
 NOW = datetime.now(UTC)
 A_MOMENT_AGO = NOW - timedelta(milliseconds=5)
 
@@ -70,7 +73,7 @@ async def test_nothing_is_enqueued_before_it_is_due(db: AsyncSession) -> None:
 
 
 async def test_a_tick_that_nobody_was_there_for_is_not_made_up_for(db: AsyncSession) -> None:
-    job = cron(tick, minute=0, second=0)
+    job = cron(tick, minute=(NOW.minute + 30) % 60, second=0)
     crons = Crons([job], queue.DEFAULT_QUEUE, UTC)
     await crons.round()  # A worker starts: whatever was before is not its business.
     assert await ids() == []
@@ -178,3 +181,49 @@ async def test_a_cron_job_with_an_id_runs_at_each_tick_after_its_end(db: AsyncSe
         assert await ids() == ["only"]
         ended = "UPDATE job SET state = 'succeeded', finished_at = now() - interval '600 milliseconds'"
         assert (await run(f"{ended} WHERE state = 'queued' RETURNING id")).all(), f"tick {number} was left out"
+
+
+async def test_a_tick_that_was_missed_in_a_restart_is_made_up_for(db: AsyncSession) -> None:
+    now = datetime.now(UTC)
+    missed = (now - timedelta(seconds=20)).replace(microsecond=0)
+    fields: dict[str, Any] = {"hour": missed.hour, "minute": missed.minute, "second": missed.second, "microsecond": 0}
+    for _ in range(2):  # However often it restarts.
+        job = cron(tick, **fields)
+        await Crons([job], queue.DEFAULT_QUEUE, UTC).round()
+        assert await ids() == [f"cron:tick:{missed:%Y-%m-%dT%H:%M:%S.%f}"]
+        assert job.next_run == missed + timedelta(days=1)
+
+
+async def test_of_the_ticks_that_were_missed_in_a_restart_the_last_one_is_made_up_for(db: AsyncSession) -> None:
+    await Crons([by_the_clock()], queue.DEFAULT_QUEUE, UTC).round()
+    assert len(await ids()) == 1
+
+
+@pytest.mark.parametrize("options", [{"unique": False}, {"job_id": "only"}])
+async def test_a_job_whose_ticks_cannot_be_told_apart_is_not_made_up_for(
+    db: AsyncSession, options: dict[str, Any]
+) -> None:
+    missed = datetime.now(UTC) - timedelta(seconds=20)
+    job = cron(tick, minute=missed.minute, second=missed.second, **options)
+    await Crons([job], queue.DEFAULT_QUEUE, UTC).round()
+    assert await ids() == []
+
+
+async def test_workers_of_different_age_do_each_tick_of_a_change_of_clocks_once(
+    db: AsyncSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One has started in summer, another one between the two hours that look the same, a third one in winter."""
+    start = datetime(2026, 10, 25, 0, tzinfo=UTC)  # In Berlin, the clocks go back from 3 to 2 at 1:00 UTC.
+    workers: list[tuple[datetime, Crons]] = [
+        (
+            start + timedelta(minutes=minutes),
+            Crons([cron(tick, minute=set(range(0, 60, 10)))], queue.DEFAULT_QUEUE, BERLIN),
+        )
+        for minutes in (0, 65, 125)
+    ]
+    for minute in range(0, 180, 5):
+        now = start + timedelta(minutes=minute, seconds=1)
+        monkeypatch.setattr(crons_module, "datetime", Mock(now=lambda _, now=now: now))
+        await asyncio.gather(*(crons.round() for born, crons in workers if born <= now))
+    expected = [start + number * timedelta(minutes=10) for number in range(18)]
+    assert await ids() == [f"cron:tick:{moment:%Y-%m-%dT%H:%M:%S}.123456" for moment in expected]
