@@ -1,7 +1,6 @@
 """Real PostgreSQL and Valkey for every test: servers per test process, a database per test."""
 
 import os
-import tempfile
 
 # Before anything of the app is imported: its settings come from here, and never from a developer's `src/.env`.
 os.environ.update(
@@ -12,7 +11,6 @@ os.environ.update(
     POSTGRES_PASSWORD="a test's own database password",
     POSTGRES_SERVER="127.0.0.1",
     ENVIRONMENT="local",
-    STORAGE_URL=f"file://{tempfile.gettempdir()}/slipway-uploads-{os.getpid()}",
     DEFAULT_RATE_LIMIT_LIMIT="1000000",  # Tests ask much; those about the limit set their own.
 )
 
@@ -39,7 +37,7 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 from app.api import PREFIX, build_router
 from app.api.dependencies import get_current_superuser
 from app.core.config import Settings, get_settings
-from app.core.db.database import async_get_db, close_database, open_database
+from app.core.db.database import async_get_db, begin_request, close_database, open_database
 from app.core.setup import create_application
 from app.subscriptions import SUBSCRIPTIONS
 from scripts import server
@@ -94,11 +92,6 @@ def _unmeasured_processes(request: pytest.FixtureRequest, monkeypatch: pytest.Mo
     """What is started to be killed, or to be timed, is not measured: that takes time and shows nothing."""
     if request.path.stem in ALONE | LONG:
         monkeypatch.delenv("COVERAGE_PROCESS_CONFIG", raising=False)
-
-
-def pytest_sessionfinish() -> None:
-    """Removes what tests have uploaded."""
-    shutil.rmtree(os.environ["STORAGE_URL"].removeprefix("file://"), ignore_errors=True)
 
 
 # structlog's default renders a traceback with all local variables, which takes seconds.
@@ -278,6 +271,7 @@ def client_of(app: FastAPI) -> httpx2.AsyncClient:
 async def db(app: FastAPI) -> AsyncIterator[AsyncSession]:
     """A session to arrange and look at rows; a test commits what the app is to see."""
     async with asynccontextmanager(async_get_db)() as db:
+        begin_request()  # It is no transaction of the code under test.
         yield db
 
 

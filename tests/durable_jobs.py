@@ -8,9 +8,9 @@ from typing import Any
 
 from sqlalchemy import text
 
-from app.core.db.database import reading
+from app.core.db.database import reading, separate_reading
 from app.core.utils import queue
-from app.core.utils.queue import Job
+from app.core.utils.queue import Job, JobFunctionLike
 from app.core.utils.queue.sending import current_transport
 from app.core.utils.queue.transport import Transport
 from app.core.worker.opened import Opened, OwnSession
@@ -23,7 +23,7 @@ Context = dict[Any, Any]
 
 @asynccontextmanager
 async def working(
-    *functions: Any, transport: Transport | None = None, session: OwnSession = reading, **options: Any
+    *functions: Any, transport: Transport | None = None, session: OwnSession = separate_reading, **options: Any
 ) -> AsyncIterator[DurableWorker]:
     """A worker that knows these functions, with the running app's database and queue, until it is closed."""
     usual: dict[str, Any] = {"handle_signals": False, "poll_delay": 0.01}
@@ -58,6 +58,12 @@ async def job_of(job_id: str) -> Job:
     return row
 
 
+async def seen_from_outside(job_id: str) -> Job | None:
+    """The row of a job as others see it, while a transaction is open here."""
+    async with separate_reading() as db:
+        return await db.get(Job, job_id)
+
+
 async def becomes(job_id: str, state: str) -> Job:
     """The row of a job, once it is in this state."""
 
@@ -68,7 +74,7 @@ async def becomes(job_id: str, state: str) -> Job:
     return await job_of(job_id)
 
 
-async def enqueued(function: str, *args: Any, **options: Any) -> str:
+async def enqueued(function: JobFunctionLike, *args: Any, **options: Any) -> str:
     """The id of a new job."""
     return (await queue.enqueue_now(function, *args, **options)).job_id
 
@@ -76,7 +82,7 @@ async def enqueued(function: str, *args: Any, **options: Any) -> str:
 async def sent(name: str = queue.DEFAULT_QUEUE) -> dict[str, datetime]:
     """What is in Redis/Valkey for the workers: ids, and when they are due, rounded to what the table would say."""
     found = await queue.pool.zrange(name, 0, -1, withscores=True)
-    rows = {job_id.decode(): await queue.find(job_id.decode()) for job_id, _ in found}
+    rows = {job_id.decode(): await seen_from_outside(job_id.decode()) for job_id, _ in found}
     due = {job_id.decode(): datetime.fromtimestamp(score / 1000, UTC) for job_id, score in found}
     for job_id, row in rows.items():
         if row is not None and abs(row.run_after - due[job_id]) < timedelta(milliseconds=1):

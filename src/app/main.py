@@ -26,11 +26,19 @@ async def settled(app: FastAPI) -> AsyncIterator[None]:
     yield
 
 
+def workers() -> tuple[type, ...]:
+    """The settings of the workers that run this app's jobs: a job for any other function is refused."""
+    from app.core.worker.settings import LongWorkerSettings, WorkerSettings  # Only where there is a queue.
+
+    return WorkerSettings, LongWorkerSettings
+
+
 app = create_application(
     router=build_router(settings),
     settings=settings,
     docs_guard=[Depends(get_current_superuser)],
     subscriptions=SUBSCRIPTIONS,
     lifespan=settled,
+    workers=workers,
 )
 add_console(app, settings)

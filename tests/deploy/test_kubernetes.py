@@ -198,4 +198,7 @@ def test_kustomize_makes_of_it_what_is_meant(tmp_path: Path) -> None:
 
 def test_every_object_is_part_of_the_app() -> None:
     for found in OBJECTS:
-        assert found["metadata"]["labels"][COMPONENT] in {"web", "worker", "long-worker", "migrate", "settings"}
+        component = found["metadata"]["labels"].get(COMPONENT, "")
+        known = component in {"web", "worker", "migrate", "settings"} or component.endswith("-worker")
+        name = found["metadata"]["name"]
+        assert known, f"give {name} the label {COMPONENT}: web, worker, migrate, settings, or a name ending in -worker"

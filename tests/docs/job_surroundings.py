@@ -1,8 +1,11 @@
 """What the documents' Python about jobs stands in."""
 
 import inspect
+from datetime import UTC, datetime
 from typing import Any
+from zoneinfo import ZoneInfo
 
+from arq import cron
 from arq.worker import func
 from fastapi import APIRouter
 
@@ -10,8 +13,10 @@ from app.api.dependencies import SessionDep
 from app.core.db.database import transaction
 from app.core.utils import queue
 from app.core.utils.queue import JobStatus
+from app.core.utils.queue.functions import KnownFunctions
 from app.core.worker.functions import sample_background_task
 from app.core.worker.options import job
+from app.core.worker.schedule import Schedule
 from app.core.worker.settings import WorkerSettings
 from app.core.worker.testing import drain_jobs
 from tests.docs.surroundings import Code, Post, run_test
@@ -50,10 +55,38 @@ async def enqueueing(code: Code) -> None:
     """Ways to enqueue `send_invoice` for an order, each of which makes a job."""
     async with code.started():
         async with transaction() as db:
-            await code.run(queue=queue, db=db, order=Post(id=7))
+            await code.run(queue=queue, db=db, order=Post(id=7), send_invoice=_send_invoice)
         done = await drain_jobs([_send_invoice])
     ways = code.block.text.count("await ")
     assert [(found.function, found.args) for found in done] == [("send_invoice", [7])] * ways
+
+
+async def known_workers(code: Code) -> None:
+    """A function that returns the application's worker classes, a third one among them."""
+
+    class ReportWorkerSettings:
+        functions = (_send_invoice,)
+        queue_name = "reports"
+
+    names = await code.run(ReportWorkerSettings=ReportWorkerSettings)
+    known = KnownFunctions(names["workers"]())
+    assert known.name_of(_send_invoice, "reports") == "send_invoice"
+    assert set(known.by_queue) == {queue.DEFAULT_QUEUE, queue.LONG_QUEUE, "reports"}
+
+
+async def cron_zone(code: Code) -> None:
+    """Worker settings with two cron jobs: one with fixed hours, and one without."""
+
+    async def send_reports(ctx: dict[Any, Any]) -> None: ...
+
+    async def poll(ctx: dict[Any, Any]) -> None: ...
+
+    names = await code.run(cron=cron, ZoneInfo=ZoneInfo, send_reports=send_reports, poll=poll)
+    given = names["WorkerSettings"]
+    daily, often = (Schedule(job, given.timezone) for job in given.cron_jobs)
+    night = datetime(2026, 3, 29, tzinfo=UTC)  # Summer begins at 1:00 UTC.
+    assert daily.next_after(night) == night.replace(hour=1, microsecond=123_456)
+    assert often.next_after(night.replace(minute=55)) == night.replace(hour=1, microsecond=123_456)
 
 
 async def in_a_job(code: Code) -> None:

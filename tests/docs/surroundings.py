@@ -16,7 +16,7 @@ from typing import Any
 import httpx2
 import pytest
 import structlog
-from fastapi import APIRouter, FastAPI
+from fastapi import APIRouter, Depends, FastAPI
 from pydantic import BaseModel
 from sqlmodel import SQLModel
 from sqlmodel.ext.asyncio.session import AsyncSession
@@ -27,6 +27,7 @@ from app.core.config import EnvironmentOption, Settings, SettingsError
 from app.core.db.database import reading, transaction
 from app.core.logger import configure_logging
 from app.core.setup import create_application
+from app.core.utils.cache import cache
 from tests.conftest import client_of
 from tests.docs.blocks import Block
 from tests.helper import create_user, signed_in
@@ -113,8 +114,6 @@ async def post_routes(code: Code) -> None:
 
 async def post_change(code: Code) -> None:
     """A change of a post that is cached, in a job or a script."""
-    from app.core.utils.cache import cache
-
     posts, router = Posts(), APIRouter()
 
     @router.get("/post/{id}", response_model=Post)
@@ -129,10 +128,25 @@ async def post_change(code: Code) -> None:
         assert (await client.get("post/7")).json()["title"] == "second"
 
 
+async def post_client_cache(code: Code) -> None:
+    """Routes that say how long their answers may be kept outside: as the comments say, and with an ETag each."""
+    posts, router = Posts(), APIRouter()
+    await code.run(cache=cache, Depends=Depends, **names_of(posts, router))
+    expected = {
+        "post/7/comments": "public, no-cache",
+        "prices": "public, no-cache",
+        "imprint": "public, max-age=86400",
+    }
+    async with code.started(router) as client:
+        for path, policy in expected.items():
+            answer = await client.get(path)
+            assert (answer.status_code, answer.headers["Cache-Control"]) == (200, policy)
+            again = await client.get(path, headers={"If-None-Match": answer.headers["ETag"]})
+            assert (again.status_code, again.headers["Cache-Control"]) == (304, policy)
+
+
 async def heavy_route(code: Code) -> None:
     """A route that counts for ten."""
-    from fastapi import Depends
-
     from app.api.dependencies import limit_rate
 
     router = APIRouter(dependencies=[Depends(limit_rate)])

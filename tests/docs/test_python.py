@@ -23,6 +23,7 @@ pytestmark = pytest.mark.anyio
 SURROUNDINGS: Final[dict[str, Callable[[Code], Awaitable[None]]]] = {
     "post-routes": surroundings.post_routes,
     "post-change": surroundings.post_change,
+    "post-client-cache": surroundings.post_client_cache,
     "heavy-route": surroundings.heavy_route,
     "own-routes": surroundings.own_routes,
     "own-app": surroundings.own_app,
@@ -36,6 +37,8 @@ SURROUNDINGS: Final[dict[str, Callable[[Code], Awaitable[None]]]] = {
     "job-function": job_surroundings.job_function,
     "job-list": job_surroundings.job_list,
     "enqueueing": job_surroundings.enqueueing,
+    "cron-zone": job_surroundings.cron_zone,
+    "known-workers": job_surroundings.known_workers,
     "in-a-job": job_surroundings.in_a_job,
     "job-test": job_surroundings.job_test,
     "own-error-handlers": extension_surroundings.own_error_handlers,
@@ -45,7 +48,6 @@ SURROUNDINGS: Final[dict[str, Callable[[Code], Awaitable[None]]]] = {
     "subscriptions": event_surroundings.subscriptions,
     "own-events": event_surroundings.own_events,
     "request-sizes": http_surroundings.request_sizes,
-    "uploads": http_surroundings.uploads,
 }
 
 

@@ -1,6 +1,6 @@
 """Builds an application of what its settings switch on; `lifespan` opens, checks and closes that."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, Final
 
@@ -66,6 +66,7 @@ def create_application(
     *,
     docs_guard: Sequence[Depends] = (),
     subscriptions: Sequence[Subscription] = (),
+    workers: Callable[[], Iterable[type]] = tuple,
     **fastapi_kwargs: Any,
 ) -> Application:
     """An app with this router and every feature that its settings switch on.
@@ -75,6 +76,8 @@ def create_application(
         settings: an instance of a class that inherits the groups of the wanted features.
         docs_guard: who may read the documentation in `staging`; without it, nobody may.
         subscriptions: what is called when a request changes something (`app.core.events`).
+        workers: returns the settings of the workers that run the jobs of this app, such as `WorkerSettings`. Called
+            when the app starts with a queue. A job for a function that none of them has is then refused.
         fastapi_kwargs: passed on to FastAPI. A `lifespan` and the handlers of `on_event` run inside of ours, with
             everything open; `middleware` is inside of ours, and `exception_handlers` come before ours.
 
@@ -90,6 +93,7 @@ def create_application(
     app.state.dependencies = []
     app.state.root_path = root_path
     app.state.subscriptions = subscriptions
+    app.state.workers = workers
     app.include_router(router)
     _add_lifespan(app, own_lifespan)
     say_in_short_why_it_does_not_start(app)

@@ -249,6 +249,24 @@ async def test_the_founding_documents_startup_does_no_harm(db: AsyncSession) -> 
 # ---- Results ----
 
 
+@pytest.mark.parametrize(
+    ("result", "place"),
+    [
+        ({"counts": {1: 2}}, "result['counts'] has a key of type int"),
+        ({"rows": [1, {2}]}, "result['rows'][1] is of type set"),
+        ("half \ud800", "result has half of a surrogate pair"),
+        (ValueError("returned"), "result is of type ValueError"),
+    ],
+)
+async def test_a_dead_letter_says_where_its_result_is_no_json(db: AsyncSession, result: Any, place: str) -> None:
+    async def give(ctx: Context) -> Any:
+        return result
+
+    row = await outcome(give)
+    assert (row.state, row.attempt) == ("dead", 1)
+    assert place in str(row.error)
+
+
 @pytest.mark.parametrize("result", [None, 0, False, "", "text", [1, {"a": None}], {"a": [1.5]}, "NUL \x00", "null"])
 async def test_a_result_is_kept_as_json(db: AsyncSession, result: Any) -> None:
     async def give(ctx: Context) -> Any:

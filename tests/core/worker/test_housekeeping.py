@@ -165,8 +165,9 @@ async def test_jobs_are_removed_in_parts(db: AsyncSession, monkeypatch: pytest.M
 
 
 async def test_they_run_every_hour_on_one_of_all_workers() -> None:
-    tokens, jobs = WorkerSettings.cron_jobs
-    assert (tokens.coroutine, tokens.hour, tokens.minute, tokens.second) == (purge_expired, None, 17, 0)
-    assert (jobs.coroutine, jobs.hour, jobs.minute, jobs.second) == (purge_jobs, None, 47, 0)
-    assert tokens.unique
-    assert jobs.unique
+    named = {cron_job.name: cron_job for cron_job in WorkerSettings.cron_jobs}
+    for function, minute in ((purge_expired, 17), (purge_jobs, 47)):
+        found = named.get(f"cron:{function.__name__}")
+        assert found is not None, f"put `cron({function.__name__}, minute={minute})` into WorkerSettings.cron_jobs"
+        assert (found.coroutine, found.hour, found.minute, found.second) == (function, None, minute, 0)
+        assert found.unique

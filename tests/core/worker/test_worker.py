@@ -15,6 +15,7 @@ from sqlalchemy import text
 from sqlmodel.ext.asyncio.session import AsyncSession
 from structlog.testing import capture_logs
 
+from app.core.config import get_settings
 from app.core.db.database import reading, transaction
 from app.core.db.engine import DatabaseUnavailable
 from app.core.utils import queue
@@ -391,6 +392,8 @@ async def test_a_job_whose_function_nobody_knows_for_long_is_dead(
 ) -> None:
     monkeypatch.setattr(intake_module, "UNKNOWN_PAUSE", timedelta(milliseconds=20))
     monkeypatch.setattr(upkeep_module, "NOBODY_KNOWS_SECONDS", 0.2)
+    monkeypatch.setenv("JOB_UNKNOWN_HOURS", "0.00005")
+    get_settings.cache_clear()
     job_id = await enqueued("nobody_knows")
     async with working(job(do)):
         row = await becomes(job_id, "dead")

@@ -9,14 +9,14 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack, contextmanag
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
+from typing import Any, Final
 
 import structlog
 from sqlalchemy import event
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker
-from sqlalchemy.orm import SessionTransaction
-from sqlmodel import Session
+from sqlalchemy.orm import Session, SessionTransaction
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from app.core.config import PostgresSettings
@@ -24,6 +24,18 @@ from app.core.db.changes import ChangeTracking, forget_changes, note_statement, 
 from app.core.db.commits import note_commit
 from app.core.db.engine import create_engine, shares_connections
 from app.core.db.outages import DatabaseUnavailable, TransactionAborted, is_aborted
+from app.core.db.sharing import (
+    ReadingSession,
+    WritingSession,
+    add_session,
+    ending,
+    forget_sessions,
+    has_holder,
+    note_error,
+    open_sessions,
+    remove_session,
+    wait_for_guests,
+)
 from app.core.db.timeouts import LimitedSession, request_limit
 from app.core.events import Subscription, publish
 from app.core.exceptions.http_exceptions import Problem
@@ -31,15 +43,13 @@ from app.core.exceptions.http_exceptions import Problem
 _AFTER_COMMIT = "after_commit"
 _DUE = "after_commit, which is made"
 _AROUND_COMMIT = "around_commit"
-_AFTER_ROLLBACK = "after_rollback"
-_ROLLED_BACK = "after_rollback, which is made"
 _UNNOTICED = "committed, and nobody was told"
 MAX_ROUNDS = 10  # of events that handlers of events cause
 _NOT_OPEN = "The database is not open: call open_database() first."
 
 _sessions: async_sessionmaker["Transaction"] | None = None
-_readers: async_sessionmaker[AsyncSession] | None = None  # in which each statement is a transaction of its own
-_limited_readers: async_sessionmaker[AsyncSession] | None = None  # for requests with a statement timeout of their own
+_readers: async_sessionmaker["Reader"] | None = None  # in which each statement is a transaction of its own
+_limited_readers: async_sessionmaker["Reader"] | None = None  # for requests with a statement timeout of their own
 _subscriptions: Sequence[Subscription] = ()
 
 log = structlog.stdlib.get_logger("slipway.database")
@@ -48,7 +58,7 @@ log = structlog.stdlib.get_logger("slipway.database")
 Around = Callable[[AsyncSession], AbstractAsyncContextManager[None]]
 
 
-class _Noticing(LimitedSession):
+class _Noticing(WritingSession, LimitedSession):
     """Notes that it was committed, in whatever way: `async with db.begin()` does not ask `Transaction.commit`."""
 
 
@@ -58,33 +68,19 @@ def _note_commit(session: Session) -> None:
         session.info[_UNNOTICED] = True
         note_commit()
         session.info.setdefault(_DUE, []).extend(action for action, _ in session.info.pop(_AFTER_COMMIT, ()))
-        session.info.pop(_AFTER_ROLLBACK, None)
 
 
 @event.listens_for(_Noticing, "after_soft_rollback")
 def _note_rollback(session: Session, previous: SessionTransaction) -> None:
-    """Drops the actions that were registered in what is rolled back: a savepoint, or all of the transaction.
-
-    Those that `after_rollback` has registered in it are due.
-    """
+    """Drops the actions that were registered in what is rolled back: a savepoint, or all of the transaction."""
     ended = previous
     while not ended.nested and ended.parent is not None:  # A failed flush ends what it was a part of.
         ended = ended.parent
     if _AFTER_COMMIT in session.info:
-        kept = [one for one in session.info[_AFTER_COMMIT] if not _is_rolled_back(one[1], ended)]
+        kept = [one for one in session.info[_AFTER_COMMIT] if ended.nested and not _is_within(one[1], ended)]
         session.info[_AFTER_COMMIT] = kept
-    if _AFTER_ROLLBACK in session.info:
-        registered = session.info.pop(_AFTER_ROLLBACK)
-        due = [action for action, savepoint in registered if _is_rolled_back(savepoint, ended)]
-        session.info.setdefault(_ROLLED_BACK, []).extend(due)
-        session.info[_AFTER_ROLLBACK] = [one for one in registered if not _is_rolled_back(one[1], ended)]
     if not ended.nested:
         forget_changes(session)
-
-
-def _is_rolled_back(savepoint: SessionTransaction | None, ended: SessionTransaction) -> bool:
-    """Whether what was registered in a savepoint ends with this one, or with all of the transaction."""
-    return not ended.nested or _is_within(savepoint, ended)
 
 
 def _is_within(savepoint: SessionTransaction | None, outer: SessionTransaction) -> bool:
@@ -104,6 +100,7 @@ class Transaction(AsyncSession):
     """A session whose commits do what was registered to be done with them, whoever commits."""
 
     sync_session_class = _Noticing
+    sync_session: _Noticing
 
     async def commit(self) -> None:
         """Commits, between the entering and the leaving of what is around it; then what comes after it is done.
@@ -115,7 +112,8 @@ class Transaction(AsyncSession):
                 await self._publish_changes()
                 for around in self.info.get(_AROUND_COMMIT, ()):
                     await around_it.enter_async_context(around(self))
-                await self._commit_at_last()
+                async with ending(self.sync_session):
+                    await super().commit()
             except SQLAlchemyError as error:
                 if is_aborted(error):
                     raise TransactionAborted from error
@@ -124,14 +122,6 @@ class Transaction(AsyncSession):
         self.info.pop(_UNNOTICED, None)
         # It is committed: not even a caller who leaves now can stop what follows from it.
         await asyncio.shield(asyncio.create_task(self._after_commit(after_it)))
-
-    async def _commit_at_last(self) -> None:
-        try:
-            await super().commit()
-        except DatabaseUnavailable:  # It may be committed all the same.
-            for actions in (_AFTER_ROLLBACK, _ROLLED_BACK):
-                self.info.pop(actions, None)
-            raise
 
     async def _publish_changes(self) -> None:
         if not isinstance(self.sync_session, ChangeTracking):
@@ -144,21 +134,17 @@ class Transaction(AsyncSession):
                 after_commit(self, action)
         raise RuntimeError("The handlers of events change rows again and again: each change is another event.")
 
+    async def rollback(self) -> None:
+        """SQLAlchemy's, once no other task uses the transaction."""
+        async with ending(self.sync_session):
+            await super().rollback()
+
     async def _after_commit(self, leaving: AsyncExitStack) -> None:
         for action in (leaving.aclose, *self.info.pop(_DUE, ())):
             try:
                 await action()
             except Exception:
                 log.exception("action after commit failed")
-
-    async def run_rollback_actions(self) -> None:
-        """Runs what `after_rollback` has registered, unless the transaction was committed."""
-        rest = [action for action, _ in self.info.pop(_AFTER_ROLLBACK, ())]
-        for action in (*self.info.pop(_ROLLED_BACK, ()), *rest):
-            try:
-                await action()
-            except Exception:
-                log.exception("action after rollback failed")
 
 
 def open_database(
@@ -181,6 +167,8 @@ def open_database(
     for note in settings.postgres_address.notes:
         log.warning(f"POSTGRES_URL: {note}")
     engine = create_engine(settings, pool_size=pool_size or settings.POSTGRES_POOL_SIZE, time_limit=time_limit)
+    # Before the listener that raises another error.
+    event.listen(engine.sync_engine, "handle_error", note_error, insert=True)
     # Closed for good: one that is used again, while an answer is streamed, say, would never give its connection back.
     _sessions = async_sessionmaker(
         engine,
@@ -191,29 +179,55 @@ def open_database(
     )
     _subscriptions = subscriptions
     _readers = _readers_of(engine)
-    _limited_readers = async_sessionmaker(engine, class_=_OneTransaction, expire_on_commit=False)
+    _limited_readers = _committing_readers_of(engine)
     return engine
 
 
 class Reader(AsyncSession):
-    """What `reading` opens: each statement is a transaction of its own."""
+    """What `reading` opens: each statement is a transaction of its own.
+
+    While a transaction is open in this request, job or task, its statements are part of that.
+    """
+
+    sync_session_class = ReadingSession
+    sync_session: ReadingSession
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether its next statement takes a connection of its own from the pool."""
+        session = self.sync_session
+        return not (
+            isinstance(self, _OneTransaction) or session.in_transaction() or (session.shares and has_holder(session))
+        )
 
 
-class _OneTransaction(AsyncSession):
+class _CommittingSession(ReadingSession, LimitedSession):
+    def release(self) -> None:
+        self.commit()
+
+
+class _OneTransaction(Reader):
     """What it opens where PgBouncer is in between: a statement alone takes two steps, which have to be one.
 
     Also in a request with a statement timeout of its own, which is set on the server for one transaction.
     """
 
-    sync_session_class = LimitedSession
+    sync_session_class = _CommittingSession
 
 
-def _readers_of(engine: AsyncEngine) -> async_sessionmaker[AsyncSession]:
+# A session that shares a connection does not commit what is another's.
+_OPTIONS: Final[dict[str, Any]] = {"expire_on_commit": False, "join_transaction_mode": "rollback_only"}
+
+
+def _readers_of(engine: AsyncEngine) -> async_sessionmaker[Reader]:
     if shares_connections(engine):
-        return async_sessionmaker(engine, class_=_OneTransaction, expire_on_commit=False)
-    return async_sessionmaker(
-        engine.execution_options(isolation_level="AUTOCOMMIT"), class_=Reader, expire_on_commit=False
-    )
+        return _committing_readers_of(engine)
+    return async_sessionmaker(engine.execution_options(isolation_level="AUTOCOMMIT"), class_=Reader, **_OPTIONS)
+
+
+def _committing_readers_of(engine: AsyncEngine) -> async_sessionmaker[Reader]:
+    # Not the engine itself, by which a session tells a connection of its own from the one that it shares.
+    return async_sessionmaker(engine.execution_options(), class_=_OneTransaction, **_OPTIONS)
 
 
 async def close_database(engine: AsyncEngine) -> None:
@@ -272,14 +286,16 @@ class _TransactionScope(AbstractAsyncContextManager[AsyncSession]):
         except PoolTimeoutError as pool_error:
             raise DatabaseUnavailable from pool_error
         finally:
-            _open.set(tuple(other for other in _open.get() if other is not db))
+            remove_session(db)
+            await wait_for_guests(db.sync_session)
             await _close(db)
-            if db.info.get(_ROLLED_BACK) or db.info.get(_AFTER_ROLLBACK):
-                await asyncio.shield(asyncio.create_task(db.run_rollback_actions()))
 
     async def _end(self) -> None:
         try:
             await _commit(self._db)
+            remove_session(self._db)
+            if self._db.in_transaction() or self._db.sync_session.guests:  # Another task has joined it since.
+                await self._db.commit()
         except TransactionAborted as error:
             await self._db.rollback()
             if not self._of_request:
@@ -303,19 +319,11 @@ def after_commit(db: AsyncSession, action: Callable[[], Awaitable[object]]) -> N
     db.info.setdefault(_AFTER_COMMIT, []).append((action, db.sync_session.get_nested_transaction()))
 
 
-def after_rollback(db: AsyncSession, action: Callable[[], Awaitable[object]]) -> None:
-    """Has this done once the transaction, or the savepoint that is open, is rolled back, and not when it is committed.
-
-    For what a transaction cannot take back by itself, such as a stored file. An action that fails is logged. When the
-    connection is lost during the commit, it is not done: the transaction may be committed.
-    """
-    db.info.setdefault(_AFTER_ROLLBACK, []).append((action, db.sync_session.get_nested_transaction()))
-
-
-def actions_after_commit(db: AsyncSession) -> list[Callable[[], Awaitable[object]]]:
-    """The actions that are registered so far within the current savepoint, for those who add to theirs."""
+def actions_after_commit(db: AsyncSession, *, of_savepoint: bool = True) -> list[Callable[[], Awaitable[object]]]:
+    """The actions that are registered so far: within the current savepoint, or in all of the transaction."""
     current = db.sync_session.get_nested_transaction()
-    return [action for action, savepoint in db.info.get(_AFTER_COMMIT, ()) if savepoint is current]
+    registered = db.info.get(_AFTER_COMMIT, ())
+    return [action for action, savepoint in registered if savepoint is current or not of_savepoint]
 
 
 def around_commit(db: AsyncSession, around: Around) -> None:
@@ -335,7 +343,6 @@ class Watched:
     transactions: int = 0
 
 
-_open: ContextVar[tuple[AsyncSession, ...]] = ContextVar("open_transactions", default=())
 _watched: ContextVar[tuple[Watched, ...]] = ContextVar("watched_commits", default=())
 
 
@@ -343,9 +350,10 @@ _watched: ContextVar[tuple[Watched, ...]] = ContextVar("watched_commits", defaul
 def around_commits(around: Around) -> Iterator[Watched]:
     """`around_commit` for the transactions that are open in this request or task, and those opened inside of this."""
     watched = Watched(around)
-    for db in _open.get():
-        around_commit(db, around)
-        watched.transactions += 1
+    for db in open_sessions():
+        if isinstance(db, Transaction):
+            around_commit(db, around)
+            watched.transactions += 1
     before = _watched.set((*_watched.get(), watched))
     try:
         yield watched
@@ -355,16 +363,16 @@ def around_commits(around: Around) -> Iterator[Watched]:
 
 def open_transactions() -> tuple[AsyncSession, ...]:
     """The sessions of `async_get_db` and `transaction` that are open in this request or task."""
-    return _open.get()
+    return tuple(db for db in open_sessions() if isinstance(db, Transaction))
 
 
 def begin_request() -> None:
     """Whatever is open belongs to somebody else: in a test, requests share a context with the one who asks."""
-    _open.set(())
+    forget_sessions()
 
 
 def _adopt(db: AsyncSession) -> None:
-    _open.set((*_open.get(), db))
+    add_session(db)
     for watched in _watched.get():
         around_commit(db, watched.around)
         watched.transactions += 1
@@ -373,7 +381,9 @@ def _adopt(db: AsyncSession) -> None:
 def reading() -> AbstractAsyncContextManager[AsyncSession]:
     """A session in which each statement is a transaction of its own: one round trip, and no lock that lasts.
 
-    For a question that is answered before, and outside of, what a request then does in its own transaction.
+    For a question that is answered before what a request then does in its own transaction. While a session that is
+    open in this request, job or task holds a connection, the statements go through that one: they see what its
+    transaction has written, and are part of it.
 
     Raises: DatabaseUnavailable when PostgreSQL cannot be reached or asks to try again.
     """
@@ -382,21 +392,41 @@ def reading() -> AbstractAsyncContextManager[AsyncSession]:
     return _Reading(_readers if request_limit() is None else _limited_readers)
 
 
+def separate_reading() -> AbstractAsyncContextManager[AsyncSession]:
+    """`reading`, which is never part of an open transaction. Its caller must not hold a connection of the pool."""
+    if _readers is None:
+        raise RuntimeError(_NOT_OPEN)
+    return _Reading(_readers, shares=False)
+
+
 def reader_of(engine: AsyncEngine) -> Callable[[], AbstractAsyncContextManager[AsyncSession]]:
-    """`reading` on another engine's connections, which nobody else uses."""
-    return partial(_Reading, _readers_of(engine))
+    """`separate_reading` on another engine's connections."""
+    return partial(_Reading, _readers_of(engine), shares=False)
+
+
+def open_transaction() -> "Transaction | None":
+    """The transaction that is open in this request, job or task: the innermost one. None where none is."""
+    for db in reversed(open_sessions()):
+        if isinstance(db, Transaction) and db.sync_session.can_be_joined:
+            return db
+    return None
 
 
 class _Reading(AbstractAsyncContextManager[AsyncSession]):
     """Not a generator: half of what the opening of a session takes would go to its frames, for every question."""
 
-    __slots__ = ("_db", "_readers")
+    __slots__ = ("_db", "_readers", "_shares")
 
-    def __init__(self, readers: async_sessionmaker[AsyncSession]) -> None:
+    def __init__(self, readers: async_sessionmaker[Reader], *, shares: bool = True) -> None:
         self._readers = readers
+        self._shares = shares
 
     async def __aenter__(self) -> AsyncSession:
         self._db = self._readers()
+        if self._shares:
+            add_session(self._db)
+        else:
+            self._db.sync_session.shares = False
         return self._db
 
     async def __aexit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
@@ -404,7 +434,11 @@ class _Reading(AbstractAsyncContextManager[AsyncSession]):
             if error is None and isinstance(self._db, _OneTransaction):
                 await self._commit()
         finally:
+            remove_session(self._db)
+            if self._db.sync_session.guests:
+                await wait_for_guests(self._db.sync_session)
             await _close(self._db)
+            self._db.sync_session.end_use()
         if isinstance(error, PoolTimeoutError):
             raise DatabaseUnavailable from error
 

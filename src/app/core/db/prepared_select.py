@@ -101,7 +101,7 @@ class PreparedSelect(Generic[ResultT]):
         flat = self._flattened()
         if flat is None:
             return await self._in_session(db, values)
-        if isinstance(db, Reader) and not db.in_transaction() and tracer() is None:
+        if isinstance(db, Reader) and db.is_alone and tracer() is None:
             rows = await self._on_driver(db, flat, values)
             if rows is not None:
                 return flat.results(rows)

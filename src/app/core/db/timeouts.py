@@ -8,6 +8,7 @@ from sqlalchemy.orm import SessionTransaction
 from sqlmodel import Session
 
 from app.core.db.engine import milliseconds
+from app.core.db.sharing import is_host_used
 
 NO_LIMIT: Final = 0.0
 LIMIT: Final = "statement_timeout"  # of a session, in its `info`
@@ -26,13 +27,16 @@ def set_request_limit(seconds: float | None) -> None:
 
 
 class LimitedSession(Session):
-    """Its transactions begin with the limit of the session, or else of the request."""
+    """Its transactions begin with the limit of the session, or else of the request.
+
+    One that uses the connection of another session has the limit of that.
+    """
 
 
 @event.listens_for(LimitedSession, "after_begin")
 def _limit_transaction(session: Session, transaction: SessionTransaction, connection: Connection) -> None:
     seconds = session.info.get(LIMIT, _of_request.get())
-    if seconds is not None and not transaction.nested:
+    if seconds is not None and not transaction.nested and not is_host_used(session):
         limit_statements(connection, seconds)
 
 

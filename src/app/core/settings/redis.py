@@ -62,6 +62,9 @@ class RedisQueueSettings(SettingsGroup):
     REDIS_QUEUE_PORT: Port = 6379
     REDIS_QUEUE_URL: QueueUrl = None
     JOB_KEEP_DAYS: int = Field(7, ge=1, le=3650, description="for how many days jobs are kept after their end")
+    JOB_UNKNOWN_HOURS: float = Field(
+        24, gt=0, le=8760, description="for how many hours a job waits for a worker that has its function"
+    )
     DEAD_JOB_KEEP_DAYS: int = Field(30, ge=1, le=3650, description="for how many days dead letters are kept")
 
     @property

@@ -18,11 +18,11 @@ from app.core.db.database import after_commit, begin_request, transaction
 from app.core.db.outages import TransactionAborted, is_aborted
 from app.core.exceptions.http_exceptions import Problem
 from app.core.tracing import attempt_span
-from app.core.utils.queue import JobState, dumps
+from app.core.utils.queue import JobState
 from app.core.utils.queue.metrics import ATTEMPTS, SECONDS, WAITED
 from app.core.utils.queue.reporting import Reporter
 from app.core.utils.queue.sending import send
-from app.core.utils.queue.serialization import describe
+from app.core.utils.queue.serialization import describe, dump_result
 from app.core.worker.claims import Claimed, LeaseLost, end, put_back, still_runs, succeed
 from app.core.worker.opened import OwnSession
 from app.core.worker.options import GiveUp, pause_before_retry
@@ -53,7 +53,7 @@ class Attempt:
         self._function = function
         self._worker = worker
         self._session = session
-        self._reporter = Reporter(job.id, job.runs)
+        self._reporter = Reporter(job.id, job.runs, session)
         self._ctx = worker.ctx | {
             "job_id": job.id,
             "job_try": job.attempt,
@@ -252,6 +252,6 @@ class Attempt:
 
 def _as_json(result: Any) -> str:
     try:
-        return dumps(result).decode()
+        return dump_result(result)
     except (TypeError, ValueError) as error:
         raise GiveUp(f"Its result cannot be written as JSON: {error}") from error

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from app.core.config import RedisCacheSettings, Settings
-from app.core.db.database import close_database, open_database, reader_of, reading
+from app.core.db.database import close_database, open_database, reader_of, separate_reading
 from app.core.db.engine import create_engine
 from app.core.doctor import connections_of_worker, refuse_certain_faults
 from app.core.events import Subscription
@@ -31,12 +31,13 @@ class Opened:
     Attributes:
         pool: ARQ's client.
         transport: what carries the ids.
-        session: opens a session, as `reading()` does, on connections that are the worker's own.
+        session: opens a session, as `reading()` does, on connections that are the worker's own, so outside of a job's
+            transaction.
     """
 
     pool: JobPool
     transport: Transport
-    session: OwnSession = reading
+    session: OwnSession = separate_reading
 
 
 @asynccontextmanager

@@ -21,6 +21,7 @@ from app.core.utils.queue import JobState
 from app.core.utils.queue.metrics import LOST_WORKERS, RESENT
 from app.core.utils.queue.sending import send
 from app.core.utils.queue.transport import Transport
+from app.core.utils.queue.workers import living_workers
 from app.core.utils.redis_link import LinkError
 from app.core.worker.claims import Lost, Waiting, end, lost, put_back
 from app.core.worker.opened import OwnSession
@@ -28,7 +29,9 @@ from app.core.worker.options import pause_before_retry
 
 SENDER_SECONDS: Final = 2.0  # that whoever enqueued a job, and then its workers, have before the drain sends it
 RECONCILE_SECONDS: Final = 15.0  # between two looks at what was sent and is gone
-NOBODY_KNOWS_SECONDS: Final = 600.0  # that a job waits for a worker which knows its function: a deployment is shorter
+# That a worker waits for others, which know what it does not: a deployment is shorter.
+NOBODY_KNOWS_SECONDS: Final = 600.0
+UNKNOWN_SECONDS: Final = 24 * 3600.0  # after which a job whose function no worker has is a dead letter
 MOST_AT_ONCE: Final = 500
 PAGE: Final = 5000
 ONE_RECONCILER: Final = 0x51197A9  # an advisory lock
@@ -68,6 +71,7 @@ class Upkeep:
         queue: str,
         functions: dict[str, Function | CronJob],
         max_tries: int,
+        unknown_seconds: float = UNKNOWN_SECONDS,
     ) -> None:
         """
         Args:
@@ -76,12 +80,14 @@ class Upkeep:
             queue: the queue that this worker works on.
             functions: what it knows, by name.
             max_tries: of functions that do not say.
+            unknown_seconds: how long a job whose function no worker has is due before it is a dead letter.
         """
         self.clock = timedelta()  # what to add to this machine's time to have the database's
         self._transport = transport
         self._queue = queue
         self._functions = functions
         self._max_tries = max_tries
+        self._unknown_seconds = unknown_seconds
         self._session = session
         self._has_lost = True  # Redis/Valkey; at a start, who knows.
         self._unknown_since: dict[str, float] = {}  # by function, on the monotonic clock
@@ -119,15 +125,25 @@ class Upkeep:
                 raise
 
     async def refuse_unknown(self, jobs: Sequence[Waiting]) -> None:
-        """Ends those of these jobs for whose function no worker has come for long, as far as this one can tell."""
+        """Ends those of these jobs that have been due for too long, and whose function no living worker has.
+
+        This worker has waited for another one by then, in case it was the first to start.
+        """
         for job in jobs:
             self._unknown_since.setdefault(job.function, monotonic())
         since = monotonic() - NOBODY_KNOWS_SECONDS
-        ids = [job.id for job in jobs if self._unknown_since[job.function] <= since]
-        if ids:
+        late = self.now() - timedelta(seconds=self._unknown_seconds)
+        found = [job for job in jobs if self._unknown_since[job.function] <= since and job.run_after <= late]
+        if not found:
+            return
+        try:
+            workers = await living_workers(self._transport.link)
+        except LinkError:
+            return
+        known = {name for worker in workers if worker.queue == self._queue for name in worker.functions}
+        if ids := [job.id for job in found if job.function not in known]:
             async with self._session() as db:
-                values = {"ids": ids, "patience": NOBODY_KNOWS_SECONDS}
-                await (await db.connection()).execute(_NOBODY_KNOWS, values)
+                await (await db.connection()).execute(_NOBODY_KNOWS, {"ids": ids, "patience": self._unknown_seconds})
 
     def watch(self) -> None:
         """Hears from now on when Redis/Valkey comes back."""

@@ -12,21 +12,24 @@ import signal
 import socket
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, suppress
-from datetime import UTC, datetime
+from datetime import UTC, datetime, tzinfo
 from secrets import token_hex
 from time import monotonic
+from types import SimpleNamespace
 from typing import Any, Final
 
 import arq
 import arq.worker
 import structlog
-from arq.worker import Worker
+from arq.worker import Worker, func
 
 from app.core.config import PostgresSettings, SettingsGroup, environment_of, get_settings
 from app.core.db.engine import DatabaseUnavailable
 from app.core.events import Subscription
 from app.core.logger import configure_logging
+from app.core.utils import queue
 from app.core.utils.queue import workers
+from app.core.utils.queue.functions import KnownFunctions
 from app.core.utils.queue.metrics import RUNNING
 from app.core.utils.queue.transport import Transport
 from app.core.utils.redis_link import LinkError
@@ -36,6 +39,7 @@ from app.core.worker.crons import Crons
 from app.core.worker.intake import Intake
 from app.core.worker.metrics_server import metrics_served
 from app.core.worker.opened import Opened, OwnSession, open_worker
+from app.core.worker.schedule import ZonedCronJob
 from app.core.worker.upkeep import Upkeep
 
 ROUND: Final = 1.0  # seconds between two rounds of upkeep, and two looks at what is to be cancelled
@@ -66,6 +70,15 @@ class DurableWorker(Worker):
     def __init__(self, *args: Any, subscriptions: Sequence[Subscription] = (), **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._subscriptions = subscriptions
+        given = inspect.signature(Worker).bind(*args, **kwargs).arguments
+        self._registered = SimpleNamespace(  # ARQ keeps the last one of several functions with one name.
+            functions=[func(function) for function in given.get("functions", ())],
+            cron_jobs=self.cron_jobs,
+            queue_name=self.queue_name,
+        )
+        KnownFunctions([self._registered])
+        # ARQ's default is the offset that the system's zone has now, which is another one after a change of clocks.
+        self._zone: tzinfo | None = given.get("timezone")
         self.name = f"{socket.gethostname()}:{os.getpid()}:{token_hex(3)}"
         self.attempts: dict[str, Attempt] = {}
         self._started_at = datetime.now(UTC).isoformat(timespec="seconds")
@@ -87,9 +100,11 @@ class DurableWorker(Worker):
         settings: SettingsGroup = get_settings()
         configure_logging(environment_of(settings))  # ARQ's command has set up logging of its own by now.
         if not settings.inherits(PostgresSettings):
+            self.cron_jobs = [ZonedCronJob(**vars(job), zone=self._zone) for job in self.cron_jobs]
             return await super().main()
         opened = await self._stack.enter_async_context(open_worker(get_settings(), self.max_jobs, self._subscriptions))
         self._stack.enter_context(metrics_served(settings))
+        self._stack.enter_context(queue.known_functions([self._registered]))
         return await self.work(opened)
 
     async def work(self, opened: Opened) -> None:
@@ -99,8 +114,12 @@ class DurableWorker(Worker):
         self._session = opened.session
         self._pool = opened.pool
         self.ctx["redis"] = opened.pool
-        self._upkeep = Upkeep(opened.transport, opened.session, self.queue_name, self.functions, self.max_tries)
+        unknown_hours = get_settings().JOB_UNKNOWN_HOURS
+        self._upkeep = Upkeep(
+            opened.transport, opened.session, self.queue_name, self.functions, self.max_tries, unknown_hours * 3600
+        )
         self._intake = Intake(opened, self._upkeep, self.queue_name, list(self.functions), self.name)
+        crons = Crons(self.cron_jobs, self.queue_name, self._zone)
         if self.on_startup:
             await self.on_startup(self.ctx)
         self._is_started = True
@@ -111,7 +130,7 @@ class DurableWorker(Worker):
             self._upkeep.watch()
             self._accompany("upkeep", self._upkeep.round, ROUND, limit=LEASE)
             self._accompany("reconciler", self._upkeep.reconcile, ROUND, limit=RECONCILE_LIMIT)
-            self._accompany("cron", Crons(self.cron_jobs, self.queue_name, self.timezone).round, ROUND / 4)
+            self._accompany("cron", crons.round, ROUND / 4)
         while await self._start_some():
             pass
 

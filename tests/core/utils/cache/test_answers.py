@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from time import perf_counter
 from typing import Annotated, Any
 
 import httpx2
@@ -16,7 +17,7 @@ from app.api.dependencies import SessionDep
 from app.core.config import Settings
 from app.core.exceptions.http_exceptions import NotFound
 from app.core.utils.cache import cache, reading
-from app.core.utils.cache.entry import MAGIC
+from app.core.utils.cache.entry import MAGIC, Entry
 from app.models.tier import Tier
 from tests.conftest import second_session
 from tests.core.utils.cache.conftest import CacheSettings, Stored, metric, running, states
@@ -696,20 +697,76 @@ async def test_an_answer_expires(cache_only: CacheSettings, stored: Stored, rout
         assert states(await client.get("brief/7")) == ["MISS"]
 
 
-async def test_what_is_stored_together_does_not_expire_together(
+async def test_an_answer_is_fresh_for_exactly_its_expiration(
     cache_only: CacheSettings, stored: Stored, routes: Routes
 ) -> None:
-    @routes.get("one", expiration=1000)
+    lives: dict[str, float] = {"hour": 3600, "second": 1, "odd": 1.1, "odder": 0.57, "tiny": 0.001, "long": 1_000_000.5}
+    for name, seconds in lives.items():
+
+        @routes.get(name, expiration=seconds, stale_while_revalidate=0.29)
+        async def read(my_id: int) -> int:
+            return my_id
+
+    async with running(routes.router, cache_only) as client:
+        for name, seconds in lives.items():
+            before = perf_counter()
+            await client.get(f"{name}/7")
+            left, passed = stored.seconds_left(f"{name}:7"), perf_counter() - before
+            assert seconds + 0.29 - passed - 0.001 <= left <= seconds + 0.29, name
+            (entry,) = map(Entry.load, stored.values(f"{name}:7"))
+            assert entry is not None
+            assert entry.soft - entry.created == round(seconds * 1000), name
+            assert entry.hard - entry.soft == 290, name
+
+
+async def test_a_second_is_a_second(cache_only: CacheSettings, stored: Stored, routes: Routes) -> None:
+    """Of entries that are a hair younger, none has expired; of those that are as old, all have."""
+
+    @routes.get("one", expiration=1)
+    async def read(my_id: int) -> int:
+        return my_id
+
+    async with running(routes.router, cache_only) as client:
+        for number in range(20):
+            before = perf_counter()
+            await client.get(f"one/{number}")
+            stored.make_older(f"one:{number}", 0.9)
+            answer = await client.get(f"one/{number}")
+            if perf_counter() - before < 0.1:
+                assert (*states(answer), answer.headers["Age"]) == ("HIT", "0")
+            stored.make_older(f"one:{number}", 0.1)
+            assert states(await client.get(f"one/{number}")) == ["MISS"]
+
+
+async def test_with_jitter_what_is_stored_together_does_not_expire_together(
+    cache_only: CacheSettings, stored: Stored, routes: Routes
+) -> None:
+    @routes.get("one", expiration=1000, jitter=0.1)
     async def read(my_id: int) -> int:
         return my_id
 
     async with running(routes.router, cache_only) as client:
         for number in range(50):
             await client.get(f"one/{number}")
-    left = sorted(stored.seconds_left(key) for key in stored.all_keys())
-    assert len(left) == 50
-    assert 899 <= left[0] < 930
-    assert 970 < left[-1] <= 1000
+    entries = [Entry.load(value) for key in stored.all_keys() for value in stored.values(key)]
+    lives = sorted(entry.soft - entry.created for entry in entries if entry is not None)
+    assert len(lives) == 50
+    assert 900_000 <= lives[0] < 930_000
+    assert 970_000 < lives[-1] <= 1_000_000
+
+
+async def test_with_jitter_the_shortest_life_is_a_millisecond(
+    cache_only: CacheSettings, stored: Stored, routes: Routes
+) -> None:
+    @routes.get("one", expiration=0.001, jitter=0.999, stale_while_revalidate=60)
+    async def read(my_id: int) -> int:
+        return my_id
+
+    async with running(routes.router, cache_only) as client:
+        for number in range(20):
+            await client.get(f"one/{number}")
+    entries = [Entry.load(value) for key in stored.all_keys() for value in stored.values(key)]
+    assert [entry.soft - entry.created for entry in entries if entry is not None] == [1] * 20
 
 
 async def test_while_one_computes_anew_the_others_get_what_was(

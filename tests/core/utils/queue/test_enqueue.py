@@ -20,7 +20,7 @@ from app.core.utils.redis_link import Link
 from app.core.worker.options import job as function
 from app.core.worker.testing import drain_jobs
 from scripts.embedded import free_port
-from tests.durable_jobs import job_of, run, sent
+from tests.durable_jobs import job_of, run, seen_from_outside, sent
 from tests.helper import counted_statements, create_user, until_waited_for
 
 pytestmark = pytest.mark.anyio
@@ -61,7 +61,7 @@ async def test_a_job_is_sent_once_its_transaction_is_committed(db: AsyncSession)
     async with transaction() as caller:
         job = await queue.enqueue(caller, "work", 1, "two", _owner_id=user.id, three=[3])
         assert await sent() == {}
-        assert await queue.find(job.job_id) is None
+        assert await seen_from_outside(job.job_id) is None
     row = await job_of(job.job_id)
     assert (row.function, row.args, row.keywords, row.owner_id) == ("work", [1, "two"], {"three": [3]}, user.id)
     assert (row.state, row.attempt, row.runs, row.sent_at, row.run_after) == ("queued", 0, 0, None, job.due)
@@ -193,13 +193,13 @@ async def test_fifty_at_once_with_one_key_are_one_job(db: AsyncSession) -> None:
 
 
 async def test_a_key_is_for_one_function_and_its_arguments(db: AsyncSession) -> None:
-    job = await enqueued("half \ud83d", 1.0, (2,), _idempotency_key="key", three=3)
-    assert (await enqueued("half \ud83d", 1.0, [2], _idempotency_key="key", three=3)).job_id == job.job_id
-    for args, kwargs in ([], {}), (["half \ud83d", 1.0, [2]], {"three": 4}), (["other", 1.0, [2]], {"three": 3}):
+    job = await enqueued("whole 😀", 1.0, (2,), _idempotency_key="key", three=3)
+    assert (await enqueued("whole 😀", 1.0, [2], _idempotency_key="key", three=3)).job_id == job.job_id
+    for args, kwargs in ([], {}), (["whole 😀", 1.0, [2]], {"three": 4}), (["other", 1.0, [2]], {"three": 3}):
         with pytest.raises(IdempotencyKeyReused):
             await enqueued(*args, _idempotency_key="key", **kwargs)
     with pytest.raises(IdempotencyKeyReused):
-        await queue.enqueue(db, "other", "half \ud83d", 1.0, [2], _idempotency_key="key", three=3)
+        await queue.enqueue(db, "other", "whole 😀", 1.0, [2], _idempotency_key="key", three=3)
     assert await count() == 1
 
 
@@ -306,9 +306,16 @@ async def test_arguments_arrive_as_they_are(db: AsyncSession) -> None:
         seen.extend([args, kwargs])
 
     whole = ["NUL \x00", "ä€😀", "\\u0000", '"', 2**70, -0.5, None, True, {"a": {"b": []}}, "x" * 100_000]
-    await enqueued(*whole, "half \ud83d", **{"nul \x00": "\x00"})
+    await enqueued(*whole, **{"nul \x00": "\x00"})
     await drain_jobs([function(work, name="work")])
-    assert seen == [(*whole, "half ?"), {"nul \x00": "\x00"}]
+    assert seen == [tuple(whole), {"nul \x00": "\x00"}]
+
+
+async def test_what_does_not_arrive_as_it_is_is_refused_and_nothing_is_written(db: AsyncSession) -> None:
+    for broken in ("half \ud83d", {1: 2}, float("nan")):
+        with pytest.raises((TypeError, ValueError), match=r"args\[1\]"):
+            await enqueued("first", broken)
+    assert await count() == 0
 
 
 async def test_the_owners_jobs_go_with_the_owner(db: AsyncSession) -> None:

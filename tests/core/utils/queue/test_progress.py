@@ -101,7 +101,7 @@ async def test_a_report_while_the_database_is_away_is_kept_for_later(
 ) -> None:
     async def work(ctx: Context) -> None:
         with monkeypatch.context() as patch:
-            patch.setattr(reporting, "reading", unavailable)
+            patch.setattr(ctx["progress"], "_session", unavailable)
             await queue.progress(ctx, 1)
 
     assert await after(work) == {"done": 1, "total": None, "message": None}

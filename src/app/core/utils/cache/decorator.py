@@ -44,6 +44,7 @@ def cache(
     lease: float = 5,
     allow_no_cache: bool = False,
     client_max_age: int | None = None,
+    jitter: float = 0,
 ) -> Callable[[Endpoint], Callable[..., Awaitable[Any]]]:
     """Caches what a GET handler answers; with another method, drops it once the change is committed.
 
@@ -54,7 +55,7 @@ def cache(
     Args:
         key_prefix: may name parameters of the handler in braces, such as `{username}_posts`.
         resource_id_name: the parameter that holds the id of the resource.
-        expiration: seconds for which an answer is fresh; up to a tenth less, at random.
+        expiration: seconds for which an answer is fresh.
         resource_id_type: without `resource_id_name`, the type by which that parameter is found.
         to_invalidate_extra: prefixes and ids of further keys to drop, both with braces. Not with GET.
         pattern_to_invalidate_extra: patterns of further keys to drop, with braces and at least one `*`. Not with GET.
@@ -70,12 +71,16 @@ def cache(
         allow_no_cache: whether `Cache-Control: no-cache` in a request has the answer computed anew.
         client_max_age: seconds for which browsers and shared caches may keep an anonymous answer, in the place of
             CLIENT_CACHE_MAX_AGE. With 0 they ask each time whether what they have is still right.
+        jitter: the part of `expiration`, below 1, that is cut off at random, so that answers which are stored together
+            do not expire together.
 
     Raises: CacheIdentificationInferenceError or InvalidRequestError for what cannot work, at import.
     """
     _require_seconds("expiration", expiration)
     _require_seconds("lease", lease)
     _require_seconds("stale_while_revalidate", stale_while_revalidate, least=0)
+    if not (isinstance(jitter, int | float) and 0 <= jitter < 1):
+        raise InvalidRequestError(f"jitter must be a part of expiration, 0 or more and below 1, not {jitter!r}.")
     if client_max_age is not None and not is_max_age(client_max_age):
         raise InvalidRequestError(
             f"client_max_age must be a whole number of seconds, 0 to {MAX_AGE}, not {client_max_age!r}."
@@ -107,6 +112,7 @@ def cache(
             unless=unless,
             allow_no_cache=allow_no_cache,
             client_max_age=client_max_age,
+            jitter=jitter,
             meter=Meter(key_prefix),
         )
         return _wrapped(plan)

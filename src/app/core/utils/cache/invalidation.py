@@ -16,7 +16,7 @@ import structlog
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from app.core.db import outbox
-from app.core.db.database import reading, transaction
+from app.core.db.database import open_transaction, reading, transaction
 from app.core.db.outbox import Targets
 from app.core.utils.cache.metrics import INVALIDATIONS, UP
 from app.core.utils.cache.server_clock import CLOCK_SLACK
@@ -96,8 +96,10 @@ class Invalidator:
                 self._remembered.add(targets)
 
     async def _is_written_down(self, targets: Targets) -> bool:
+        if open_transaction() is not None:
+            return False  # A transaction that is rolled back would take it along. This process remembers it.
         try:
-            async with reading() as db:  # Not a transaction of the handler's, in which this may be called.
+            async with reading() as db:
                 await outbox.record(db, targets, delay=0)
         except Exception as error:  # The change is made, whatever is wrong with the database.
             log.warning("cache invalidation not written down", why=repr(error.__cause__ or error))

@@ -1,5 +1,6 @@
 """What the decorator knows of one handler at import, and what it does for one that changes something."""
 
+import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -46,6 +47,7 @@ class Plan:
     unless: str | None
     allow_no_cache: bool
     client_max_age: int | None
+    jitter: float
     meter: Meter
     is_coroutine: bool = field(init=False)
     request_name: str | None = field(init=False)
@@ -72,6 +74,11 @@ class Plan:
             finally:
                 if not watched.transactions:  # It has changed something else than our database, if not all it wanted.
                     await cache.invalidator.now(targets)
+
+    def fresh_milliseconds(self) -> int:
+        """For how long an answer that is stored now is fresh; 1 at least."""
+        cut = self.jitter * random.random() if self.jitter else 0  # noqa: S311 -- no secret
+        return max(1, round(self.fresh * 1000 * (1 - cut)))
 
     def key(self, arguments: Mapping[str, Any]) -> str:
         """The resource's key: `{prefix}:{id}`."""

@@ -1,6 +1,5 @@
 """One request to a cached GET: looks its answer up, or computes it and stores it."""
 
-import random
 import time
 from collections.abc import Iterable
 from time import perf_counter
@@ -20,7 +19,6 @@ from app.core.utils.cache.store import RECENTLY, Held, Lease
 from app.core.utils.redis_link import LinkError
 
 LARGEST_BODY: Final = 524_288  # bytes; a larger answer is not stored, since it would hold up the others
-JITTER: Final = 0.1  # the part of an expiration that is cut off at random, so that not all expires at once
 STARTED: Final = "slipway.started"  # in a request's scope: when it came in, on `perf_counter`
 CALLER: Final = "slipway.caller"
 
@@ -110,8 +108,7 @@ class Reading:
             more = [*self.injected.headers.raw, (b"x-cache", b"BYPASS")]
             response.raw_headers += [*more, *(pair for pair in self._about_caching() if pair[0] not in told)]
             return response
-        fresh = int(plan.fresh * 1000 * (1 - JITTER * random.random()))  # noqa: S311 -- no secret
-        entry = Entry.of(response, added, _milliseconds(), fresh, int(plan.stale * 1000))
+        entry = Entry.of(response, added, _milliseconds(), plan.fresh_milliseconds(), round(plan.stale * 1000))
         if lease is not None:
             await self._store(lease, entry)
         answer = self._answer_of(entry, state)

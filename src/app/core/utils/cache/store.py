@@ -193,7 +193,9 @@ class Store:
 
     async def store(self, lease: Lease, value: bytes, seconds: float) -> bool:
         """Stores the answer and ends the lease. False when it was voided: the resource has changed meanwhile."""
-        stored = await self.link.call(scripts.STORE, lease.key, lease.variant, lease.token, value, int(seconds * 1000))
+        stored = await self.link.call(
+            scripts.STORE, lease.key, lease.variant, lease.token, value, round(seconds * 1000)
+        )
         self._wake(lease)
         return bool(stored)
 

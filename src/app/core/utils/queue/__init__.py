@@ -4,13 +4,20 @@ await queue.enqueue(db, "name_of_function", argument)    # in a transaction: sen
 await queue.pool.enqueue_job("name_of_function", argument)    # at once
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 
 from app.core.config import PostgresSettings, RedisQueueSettings
 from app.core.utils.queue import sending
 from app.core.utils.queue.arq_pool import ArqJob, JobPool, find, pool_to, worker_redis_settings
 from app.core.utils.queue.feed import Feed
+from app.core.utils.queue.functions import (
+    JobFunctionLike,
+    SameName,
+    UnknownFunction,
+    known_functions,
+    stop_looking,
+)
 from app.core.utils.queue.lifecycle import replay, replay_all, request_cancel, run_now
 from app.core.utils.queue.metrics import count_jobs
 from app.core.utils.queue.reporting import progress
@@ -31,16 +38,20 @@ __all__ = [
     "Feed",
     "IdempotencyKeyReused",
     "Job",
+    "JobFunctionLike",
     "JobIdTaken",
     "JobPool",
     "JobState",
     "JobStatus",
+    "SameName",
+    "UnknownFunction",
     "WorkerSeen",
     "count_jobs",
     "dumps",
     "enqueue",
     "enqueue_now",
     "find",
+    "known_functions",
     "living_workers",
     "loads",
     "open_queue",
@@ -58,12 +69,17 @@ pool: JobPool
 
 
 @asynccontextmanager
-async def open_queue(settings: RedisQueueSettings, shared: AnyLink | None = None) -> AsyncIterator[JobPool]:
+async def open_queue(
+    settings: RedisQueueSettings, shared: AnyLink | None = None, workers: Iterable[type] = ()
+) -> AsyncIterator[JobPool]:
     """The queue, while an app or a worker runs; sets `pool`. It opens, and takes jobs, while Redis/Valkey is away.
 
     Args:
         settings: where the server is, and whether there is a database.
         shared: an open link to the same server, to use instead of another one.
+        workers: the worker settings of the application. A job for a function that none of them has is refused.
+
+    Raises: SameName.
     """
     global pool
     pool = opened = pool_to(settings, durable=isinstance(settings, PostgresSettings))
@@ -73,8 +89,10 @@ async def open_queue(settings: RedisQueueSettings, shared: AnyLink | None = None
         if link is not shared:
             await link.open()
         sending.add(transport)
-        yield opened
+        with known_functions(workers):
+            yield opened
     finally:
+        await stop_looking()
         sending.remove(transport)
         if link is not shared:
             await link.close()

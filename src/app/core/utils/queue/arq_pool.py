@@ -3,6 +3,7 @@
 import asyncio
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
+from time import monotonic
 from typing import Any
 
 import arq.connections
@@ -20,9 +21,11 @@ from sqlmodel import col, select
 
 from app.core.config import PostgresSettings, RedisQueueSettings
 from app.core.db.commits import note_commit
-from app.core.db.database import reading
+from app.core.db.database import open_transaction, reading
+from app.core.db.sharing import is_part_of_a_transaction
+from app.core.utils.queue.functions import JobFunctionLike, resolve
 from app.core.utils.queue.lifecycle import request_cancel
-from app.core.utils.queue.sending import JobIdTaken, enqueue_now
+from app.core.utils.queue.sending import JobIdTaken, current_link, enqueue_now, is_unsent
 from app.core.utils.queue.serialization import dumps, loads
 from app.core.utils.queue.table import DEFAULT_QUEUE, Job, JobState
 from app.core.utils.redis_link.address import SENTINEL, connections_to, forget_sentinels, parse
@@ -81,13 +84,23 @@ class ArqJob(ArqOwnJob):
             timeout: seconds after which TimeoutError is raised; None waits for as long as it takes.
             poll_delay: seconds between two looks.
 
-        Raises: ResultNotFound, JobExecutionFailed with the job's error, CancelledError, TimeoutError.
+        Raises: ResultNotFound, JobExecutionFailed with the job's error, CancelledError, TimeoutError; RuntimeError for
+            a job that the open transaction has enqueued: it starts after the commit.
         """
         if not self._durable:
             return await super().result(timeout, poll_delay=poll_delay, pole_delay=pole_delay)
-        async with asyncio.timeout(timeout):
-            while (job := await find(self.job_id)) is not None and not job.has_ended:  # noqa: ASYNC110 -- as ARQ does
-                await asyncio.sleep(poll_delay)
+        if (caller := open_transaction()) is not None and is_unsent(caller, self.job_id):
+            raise RuntimeError(
+                f"Job {self.job_id} starts after the commit of the transaction that enqueued it: commit"
+                " that before you wait for the result."
+            )
+        # Not by `asyncio.timeout`: a statement that is cancelled would break the transaction that it is a part of.
+        deadline = None if timeout is None else monotonic() + timeout
+        while (job := await find(self.job_id)) is not None and not job.has_ended:
+            left = poll_delay if deadline is None else min(poll_delay, deadline - monotonic())
+            if left <= 0:
+                raise TimeoutError
+            await asyncio.sleep(left)
         if job is None:
             raise ResultNotFound("There is no such job, or its result has expired.")
         if job.state == JobState.CANCELLED:
@@ -97,11 +110,18 @@ class ArqJob(ArqOwnJob):
         return job.result
 
     async def abort(self, *, timeout: float | None = None, poll_delay: float = 0.5) -> bool:  # noqa: ASYNC109 -- ARQ's
-        """Cancels the job. Says whether that came before its end."""
+        """Cancels the job. Returns: whether it is cancelled.
+
+        In a transaction that has executed statements, this is part of it: a job that waits is cancelled by its commit.
+        The worker of a job that runs hears of it after the commit, so this returns False without waiting.
+        """
         if not self._durable:
             return await super().abort(timeout=timeout, poll_delay=poll_delay)
         async with reading() as db:
             await request_cancel(db, self.job_id)
+            if is_part_of_a_transaction(db):
+                job = await db.get(Job, self.job_id) if "\x00" not in self.job_id else None
+                return job is not None and job.state == JobState.CANCELLED
         note_commit()
         try:
             await self.result(timeout, poll_delay=poll_delay)
@@ -143,22 +163,26 @@ class JobPool(ArqRedis):
             return [described for job in jobs if isinstance(described := _described(job), JobResult)]
 
     async def enqueue_job(
-        self, function: str, *args: Any, _queue_name: str | None = None, **options: Any
+        self, function: JobFunctionLike, *args: Any, _queue_name: str | None = None, **options: Any
     ) -> ArqOwnJob | None:
-        """ARQ's, with all of its options, and those of `enqueue`. For a job that belongs to a transaction, call that.
+        """ARQ's, with all of its options, and those of `enqueue`.
+
+        The job belongs to the transaction that is open in this request or job: it is sent after the commit, and not
+        enqueued when that is rolled back. Where none is open, it is sent at once.
 
         Returns: the job; None when there is one with this `_job_id`.
 
-        Raises: TypeError, ValueError, DatabaseUnavailable.
+        Raises: UnknownFunction, TypeError, ValueError, DatabaseUnavailable.
         """
+        queue = _queue_name or DEFAULT_QUEUE
         if not self.durable:
-            return await super().enqueue_job(function, *args, _queue_name=_queue_name, **options)
-        name = _queue_name or DEFAULT_QUEUE
+            name = await resolve(function, queue, current_link())
+            return await super().enqueue_job(name, *args, _queue_name=_queue_name, **options)
         try:
-            enqueued = await enqueue_now(function, *args, _queue_name=name, **options)
+            enqueued = await enqueue_now(function, *args, _queue_name=queue, **options)
         except JobIdTaken:
             return None
-        return ArqJob(enqueued.job_id, self, name)
+        return ArqJob(enqueued.job_id, self, queue)
 
 
 def pool_to(settings: RedisQueueSettings, *, durable: bool) -> JobPool:

@@ -13,6 +13,9 @@ from app.core.metrics.processes import add_counted_elsewhere
 from app.core.utils.queue.table import DEFAULT_QUEUE, LONG_QUEUE
 
 ENQUEUED: Final = Counter("slipway_jobs_enqueued", "Jobs written down by this process, committed or not.", ["function"])
+UNKNOWN: Final = Counter(
+    "slipway_jobs_unknown_function", "Jobs enqueued for a function that no worker is known to have."
+)
 ATTEMPTS: Final = Counter(
     "slipway_job_attempts",
     "Attempts that this worker has ended, by what came of them: succeeded, retried, dead, cancelled, put_back when the "

@@ -12,14 +12,15 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from app.core.db.commits import note_commit
-from app.core.db.database import actions_after_commit, after_commit, reading
+from app.core.db.database import actions_after_commit, after_commit, open_transaction, reading
 from app.core.exceptions.http_exceptions import Conflict
 from app.core.tracing import current_traceparent
+from app.core.utils.queue.functions import JobFunctionLike, check_arguments, resolve
 from app.core.utils.queue.metrics import ENQUEUED
-from app.core.utils.queue.serialization import dumps, loads
+from app.core.utils.queue.serialization import dump_arguments, loads
 from app.core.utils.queue.table import DEFAULT_QUEUE, LONGEST_ID, LONGEST_KEY, LONGEST_NAME
 from app.core.utils.queue.transport import Transport
-from app.core.utils.redis_link import LinkError
+from app.core.utils.redis_link import AnyLink, LinkError
 
 ID_IS_TAKEN: Final = timedelta(hours=1)  # after the end of the job that had it; ARQ's `keep_result`
 # An id that was given rather than drawn can be guessed: such a job is never shown to just anybody.
@@ -76,7 +77,7 @@ _transports: list[Transport] = []  # more than one where several apps run in a p
 
 async def enqueue(
     db: AsyncSession,
-    function: str,
+    function: JobFunctionLike,
     *args: Any,
     _job_id: str | None = None,
     _queue_name: str = DEFAULT_QUEUE,
@@ -96,7 +97,7 @@ async def enqueue(
 
     Args:
         db: the transaction.
-        function: its name in `WorkerSettings.functions`.
+        function: one of `WorkerSettings.functions`, or its name.
         args, kwargs: what it is called with, after `ctx`: whatever JSON can hold.
         _job_id: an id to give it.
         _queue_name: whose workers are to run it: `LONG_QUEUE` for what takes minutes.
@@ -111,19 +112,24 @@ async def enqueue(
     Raises:
         JobIdTaken: a job has this `_job_id`, or had it until `_id_is_taken` ago.
         IdempotencyKeyReused: the earlier job is another function's, or has other arguments.
-        TypeError, ValueError: JSON cannot hold the arguments, or a name is too long.
+        UnknownFunction: no worker of this application has the function.
+        TypeError, ValueError: JSON cannot hold the arguments as they are, the function cannot be called with them, or
+            a name is too long.
         DatabaseUnavailable
     """
     if _defer_until is not None and _defer_by is not None:
         raise ValueError("Give _defer_until or _defer_by, not both.")
     if _defer_until is not None and _defer_until.tzinfo is None:
         raise ValueError("_defer_until needs a time zone.")
+    name = await resolve(function, _queue_name, current_link())
+    check_arguments(function, args, kwargs)
+    arguments, keywords = dump_arguments(args, kwargs)
     values = {
         "id": _checked_id(_job_id) if _job_id is not None else uuid4().hex,
         "queue": _at_most(LONGEST_NAME, _queue_name),
-        "function": _at_most(LONGEST_NAME, function),
-        "args": dumps(args).decode(),
-        "keywords": dumps(kwargs).decode(),
+        "function": _at_most(LONGEST_NAME, name),
+        "args": arguments,
+        "keywords": keywords,
         "owner_id": _owner_id,
         "key": _at_most(LONGEST_KEY, _idempotency_key) if _idempotency_key is not None else None,
         "attempt": (_job_try or 1) - 1,
@@ -142,12 +148,20 @@ async def enqueue(
             raise JobIdTaken(_job_id)
         # What was in the way has expired, or was removed in between.
     send_after_commit(db, _queue_name, row.id, row.run_after)
-    ENQUEUED.labels(function).inc()
+    ENQUEUED.labels(name).inc()
     return Enqueued(row.id, row.run_after)
 
 
-async def enqueue_now(function: str, *args: Any, _queue_name: str = DEFAULT_QUEUE, **options: Any) -> Enqueued:
-    """`enqueue` in a transaction of its own, which is the statement itself: for what belongs to no other."""
+async def enqueue_now(
+    function: JobFunctionLike, *args: Any, _queue_name: str = DEFAULT_QUEUE, **options: Any
+) -> Enqueued:
+    """`enqueue` in the transaction that is open in this request, job or task; at once where none is open.
+
+    So a handler that enqueues and then fails has enqueued nothing, and no second connection is needed.
+    """
+    if (caller := open_transaction()) is not None:
+        with caller.sync_session.joined():
+            return await enqueue(caller, function, *args, _queue_name=_queue_name, **options)
     async with reading() as db:
         enqueued = await enqueue(db, function, *args, _queue_name=_queue_name, **options)
     note_commit()
@@ -186,9 +200,21 @@ def send_after_commit(db: AsyncSession, queue: str, job_id: str, due: datetime) 
     batch.jobs.setdefault(queue, {})[job_id] = due
 
 
+def is_unsent(db: AsyncSession, job_id: str) -> bool:
+    """Whether this transaction has enqueued the job, and is not committed."""
+    actions = actions_after_commit(db, of_savepoint=False)
+    batches = (action for action in actions if isinstance(action, _Batch))
+    return any(job_id in due_by_id for batch in batches for due_by_id in batch.jobs.values())
+
+
 def add(transport: Transport) -> None:
     """What is enqueued in this process is sent over this one from now on."""
     _transports.append(transport)
+
+
+def current_link() -> AnyLink | None:
+    """To the server that carries the ids; None where nothing is open, as in a script."""
+    return _transports[-1].link if _transports else None
 
 
 def current_transport() -> Transport:
