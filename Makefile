@@ -34,9 +34,11 @@ worker: install ## Run a worker beside a running `make services`.
 migrate: install ## Bring the database to the newest schema.
 	@cd src && exec ../$(BIN)/alembic upgrade head
 
+# Through the environment, and not expanded: neither make nor the shell reads quotes and dollars in it.
+migration: export override m := $(value m)
 migration: install ## Write a migration from the models: make migration m="add colour".
-	@test -n "$(m)" || { echo 'Say what it does: make migration m="add colour"' >&2; exit 2; }
-	@cd src && exec ../$(BIN)/alembic revision --autogenerate -m "$(m)"
+	@test -n "$$m" || { echo 'Say what it does: make migration m="add colour"' >&2; exit 2; }
+	@cd src && exec ../$(BIN)/alembic revision --autogenerate --message="$$m"
 
 test: install ## Run all tests on PostgreSQL and Valkey of their own.
 	$(PARALLEL) $(ARGS)

@@ -2,10 +2,14 @@
 
 import asyncio
 import os
+import warnings
+from typing import Any
 
 from alembic import context
+from alembic.autogenerate.api import RevisionContext
 from alembic.util import CommandError
 from sqlalchemy import Connection, text
+from sqlalchemy.exc import SAWarning
 from sqlmodel import SQLModel
 
 import app.models  # noqa: F401  (fills the metadata)
@@ -19,12 +23,28 @@ WAIT_FOR_OTHERS = "10min"
 WAIT_FOR_TABLES = os.environ.get("MIGRATION_LOCK_TIMEOUT", "10s")
 
 
+def autogenerate_options() -> dict[str, Any]:
+    """How migrations are written from the models. Only commands that do so load what they need for it."""
+    from app.core.db.autogenerate import plugin, revision, types
+
+    schemas = {table.schema for table in SQLModel.metadata.tables.values()} | {None}
+    warnings.filterwarnings("ignore", "Did not recognize type", SAWarning)  # They are read from the catalog.
+    warnings.filterwarnings("ignore", "Cannot correctly sort tables", SAWarning)  # The plugin does.
+    return {
+        "autogenerate_plugins": ["alembic.autogenerate.*", plugin.NAME],
+        "include_schemas": True,
+        "include_name": lambda name, kind, parents: kind != "schema" or name in schemas,
+        "process_revision_directives": revision.skip_if_empty,
+        "render_item": types.render_item,
+    }
+
+
 def migrate(connection: Connection) -> None:
     context.configure(
         connection=connection,
         target_metadata=SQLModel.metadata,
-        compare_type=True,
         compare_server_default=True,
+        **(autogenerate_options() if new_revision is not None else {}),
     )
     with context.begin_transaction():
         # Servers that start together migrate together: the first does the work, the others find it done.
@@ -49,7 +69,29 @@ def migrate_offline() -> None:
         context.run_migrations()
 
 
-if context.is_offline_mode():
+def prepare_revision(new: RevisionContext) -> None:
+    from app.core.db.autogenerate import revision
+
+    revision.refuse_no_message(new, context.config)
+    revision.number(new, context.script)
+
+
+options = context._proxy.context_opts  # type: ignore[attr-defined]  # no part of Alembic's API says what is to be done
+new_revision: RevisionContext | None = options.get("revision_context")
+if options.get("destination_rev") == "head" or "template_args" in options:
+    from app.core.db.autogenerate.revision import refuse_same_number, refuse_several_heads
+
+    refuse_same_number(context.script)
+    if options.get("destination_rev") == "head":
+        refuse_several_heads(context.script)
+if new_revision is not None:
+    prepare_revision(new_revision)
+
+if new_revision is None and "template_args" in options:
+    pass  # `alembic merge` looks at files only.
+elif new_revision is not None and not new_revision.command_args["autogenerate"]:
+    pass  # So does `alembic revision` without --autogenerate.
+elif context.is_offline_mode():
     migrate_offline()
 else:
     asyncio.run(migrate_online())

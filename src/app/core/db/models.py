@@ -6,6 +6,8 @@ from uuid import UUID, uuid4
 from sqlalchemy import func, text
 from sqlmodel import Field, SQLModel
 
+from app.core.db.column_types import store_enums_as_text
+
 # Predictable names let the code translate a violated constraint and let a migration drop it.
 SQLModel.metadata.naming_convention = {
     "ix": "ix_%(table_name)s_%(column_0_N_name)s",
@@ -14,6 +16,7 @@ SQLModel.metadata.naming_convention = {
     "fk": "fk_%(table_name)s_%(column_0_N_name)s_%(referred_table_name)s",
     "pk": "pk_%(table_name)s",
 }
+store_enums_as_text(SQLModel.metadata)
 
 
 def utc_now() -> datetime:
