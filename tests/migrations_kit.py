@@ -3,8 +3,6 @@
 import asyncio
 import re
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -124,10 +122,8 @@ class Project:
         return text
 
 
-@contextmanager
-def empty_project(tmp_path: Path, database: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Project]:
-    """A project without migrations."""
+def empty_project(tmp_path: Path, database: str, monkeypatch: pytest.MonkeyPatch) -> Project:
+    """A project without migrations, without formatting what is written."""
     ignore = shutil.ignore_patterns("*.pyc", "__pycache__", "20*.py")
-    yield Project(
-        shutil.copytree(ROOT / "src" / "migrations", tmp_path / "migrations", ignore=ignore), database, monkeypatch
-    )
+    folder = shutil.copytree(ROOT / "src" / "migrations", tmp_path / "migrations", ignore=ignore)
+    return Project(folder, database, monkeypatch)

@@ -9,12 +9,13 @@ from alembic import context
 from alembic.autogenerate.api import RevisionContext
 from alembic.util import CommandError
 from sqlalchemy import Connection, text
-from sqlalchemy.exc import SAWarning
+from sqlalchemy.exc import DBAPIError, SAWarning
 from sqlmodel import SQLModel
 
 import app.models  # noqa: F401  (fills the metadata)
 from app.core.config import get_settings
 from app.core.db.engine import create_migration_engine
+from app.core.db.migration_errors import missing_extension
 
 CONNECT_TIMEOUT = 5.0  # seconds
 LOCK_KEY = 7_541_609_920  # any number of our own
@@ -59,6 +60,10 @@ async def migrate_online() -> None:
     try:
         async with engine.connect() as connection:
             await connection.run_sync(migrate)
+    except DBAPIError as error:
+        if (explanation := missing_extension(error)) is None:
+            raise
+        raise CommandError(explanation) from error
     except TimeoutError:
         raise CommandError(f"PostgreSQL does not answer within {CONNECT_TIMEOUT:.0f} seconds.") from None
 

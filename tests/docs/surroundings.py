@@ -25,6 +25,7 @@ from app.api import build_router
 from app.api.dependencies import SessionDep
 from app.core.config import EnvironmentOption, Settings, SettingsError
 from app.core.db.database import reading, transaction
+from app.core.db.engine import create_engine
 from app.core.logger import configure_logging
 from app.core.setup import create_application
 from app.core.utils.cache import cache
@@ -192,6 +193,21 @@ async def table(code: Code) -> None:
     assert made
     for model in made:
         assert model.model_config["extra"] == "forbid"
+
+
+async def model(code: Code) -> None:
+    """A model of a table, which PostgreSQL takes; the table goes again."""
+    before = set(SQLModel.metadata.tables)
+    engine = create_engine(code.settings, pool_size=1)
+    try:
+        await code.run()
+        async with engine.begin() as connection:
+            await connection.run_sync(SQLModel.metadata.create_all)
+        assert set(SQLModel.metadata.tables) > before
+    finally:
+        for added in set(SQLModel.metadata.tables) - before:
+            SQLModel.metadata.remove(SQLModel.metadata.tables[added])
+        await engine.dispose()
 
 
 async def old_handler(code: Code) -> None:

@@ -33,6 +33,7 @@ SURROUNDINGS: Final[dict[str, Callable[[Code], Awaitable[None]]]] = {
     "log-lines": surroundings.log_lines,
     "own-handler": surroundings.own_handler,
     "table": surroundings.table,
+    "model": surroundings.model,
     "test": surroundings.run_test,
     "job-function": job_surroundings.job_function,
     "job-list": job_surroundings.job_list,

@@ -1,7 +1,6 @@
 """Migrations that are written from the models work in both directions, and leave nothing to write."""
 
 import enum
-from collections.abc import Iterator
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -57,9 +56,8 @@ class Trimmed(sa.types.TypeDecorator[str]):
 
 
 @pytest.fixture
-def project(tmp_path: Path, empty_database: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Project]:
-    with empty_project(tmp_path, empty_database, monkeypatch) as project:
-        yield project
+def project(tmp_path: Path, empty_database: str, monkeypatch: pytest.MonkeyPatch) -> Project:
+    return empty_project(tmp_path, empty_database, monkeypatch)
 
 
 def posts(*columns: sa.Column[Any] | sa.schema.SchemaItem) -> Any:
