@@ -41,7 +41,8 @@ async def _state_of(dependency: Dependency, seconds: float) -> State:
     try:
         async with asyncio.timeout(seconds):
             await dependency.check()
-    except SchemaBehind:
+    except SchemaBehind as behind:
+        log.warning("schema behind", reason=str(behind))
         return "behind"
     except Exception as error:  # whatever it is, the dependency is not well
         log.warning("dependency down", check=dependency.name, error=repr(error.__cause__ or error))

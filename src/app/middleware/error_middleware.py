@@ -8,7 +8,9 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.core.application import handler_of_unexpected_errors
-from app.core.connection import application_of
+from app.core.config import EnvironmentOption, environment_of
+from app.core.connection import application_of, state_of
+from app.core.db.schema_version import explain_schema_error
 from app.core.exceptions.framework_errors import can_be_the_frameworks, problem_instead_of
 from app.core.exceptions.problem_response import INTERNAL, problem_response
 
@@ -52,13 +54,15 @@ class ErrorMiddleware:
             await self.app(scope, receive, send_noticed)
         except Exception as error:
             log.exception("unhandled error", method=scope["method"], path=scope["path"])
+            if (reason := await explain_schema_error(error)) is not None:
+                log.error("schema error", reason=reason)
             if begun:
                 raise  # Too late for another answer: the server must break the connection off.
-            answer = await _answer_to(Request(scope, receive), error)
+            answer = await _answer_to(Request(scope, receive), error, reason)
             await answer(scope, receive, send)
 
 
-async def _answer_to(request: Request, error: Exception) -> Response:
+async def _answer_to(request: Request, error: Exception, reason: str | None) -> Response:
     handler = handler_of_unexpected_errors(application_of(request.scope))
     if handler is not None:
         try:
@@ -70,4 +74,6 @@ async def _answer_to(request: Request, error: Exception) -> Response:
                 return answer
         except Exception:
             log.exception("handler of unhandled errors failed")
-    return problem_response(request.scope["state"]["request_id"], 500, detail=INTERNAL)
+    is_local = environment_of(state_of(request).settings) is EnvironmentOption.LOCAL
+    detail = reason if reason is not None and is_local else INTERNAL
+    return problem_response(request.scope["state"]["request_id"], 500, detail=detail)

@@ -2,35 +2,35 @@
 
 import asyncio
 
-from sqlalchemy import text
-from sqlalchemy.exc import ProgrammingError
-
 from app.core.config import PostgresSettings
 from app.core.db.engine import DatabaseUnavailable
-from app.core.db.schema_version import known_revisions
+from app.core.db.schema_version import applied_revisions, known_migrations
 from app.core.doctor.database_facts import connected
 from app.core.doctor.finding import Finding, failed, ok, warning
 
 CHECK = "schema"
+MERGE = 'set the "down_revision" of the one that is not shared yet to the other, or run `alembic merge heads`'
 MIGRATE = "run `make migrate` (in a container: cd src && alembic upgrade head)"
 
 
 async def check_schema_version(settings: PostgresSettings) -> list[Finding]:
     """One finding; none when the database is away, which is said elsewhere."""
-    heads, known = await asyncio.to_thread(known_revisions)
+    migrations = await asyncio.to_thread(known_migrations)
     try:
         async with connected(settings) as connection:
-            found = frozenset((await connection.execute(text("SELECT version_num FROM alembic_version"))).scalars())
-    except ProgrammingError:  # no such table
-        found = frozenset()
+            found = await applied_revisions(connection)
     except DatabaseUnavailable:
         return []
+    if len(migrations.heads) > 1:
+        files = ", ".join(migrations.files[head] for head in sorted(migrations.heads))
+        return [failed(CHECK, f"{len(migrations.heads)} migrations are the newest: {files}", MERGE)]
     if not found:
         return [failed(CHECK, "nothing was migrated yet", MIGRATE)]
-    if found == heads:
+    if found == migrations.heads:
         return [ok(CHECK, f"at the head, {_named(found)}")]
-    if found <= known:
-        return [failed(CHECK, f"at {_named(found)}, behind {_named(heads)}", MIGRATE)]
+    if found <= migrations.files.keys():
+        missing = ", ".join(migrations.missing(found))
+        return [failed(CHECK, f"at {_named(found)}, behind {_named(migrations.heads)}: {missing}", MIGRATE)]
     return [warning(CHECK, f"at {_named(found)}, which this code does not know", "deploy the release that migrated it")]
 
 

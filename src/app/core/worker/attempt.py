@@ -16,6 +16,7 @@ from structlog.contextvars import bound_contextvars
 
 from app.core.db.database import after_commit, begin_request, transaction
 from app.core.db.outages import TransactionAborted, is_aborted
+from app.core.db.schema_version import explain_schema_error
 from app.core.exceptions.http_exceptions import Problem
 from app.core.tracing import attempt_span
 from app.core.utils.queue import JobState
@@ -202,6 +203,8 @@ class Attempt:
         return writing.result()
 
     async def _write_down(self, error: BaseException) -> str:
+        if (reason := await explain_schema_error(error)) is not None:
+            log.error("schema error", reason=reason)
         deadline = monotonic() + WRITE_SECONDS
         while True:
             try:

@@ -25,6 +25,7 @@ from arq.worker import Worker, func
 
 from app.core.config import PostgresSettings, SettingsGroup, environment_of, get_settings
 from app.core.db.engine import DatabaseUnavailable
+from app.core.db.schema_version import explain_schema_error
 from app.core.events import Subscription
 from app.core.logger import configure_logging
 from app.core.utils import queue
@@ -184,7 +185,7 @@ class DurableWorker(Worker):
             except Exception as error:  # The next look may go better, and nobody else would look.
                 if self.burst:
                     raise
-                self._complain("jobs", error)
+                await self._complain("jobs", error)
                 pause = PAUSE_WITHOUT
         for job in jobs:
             self._start(job)
@@ -236,14 +237,15 @@ class DurableWorker(Worker):
                         await action()
                     self._complained.discard(name)
                 except Exception as error:
-                    self._complain(name, error)
+                    await self._complain(name, error)
                 await asyncio.sleep(pause * random.uniform(1 - uneven, 1 + uneven))  # noqa: S311 -- no secret
 
         self._companions.append(asyncio.create_task(keep_doing(), name=name))
 
-    def _complain(self, what: str, error: Exception) -> None:
+    async def _complain(self, what: str, error: Exception) -> None:
         if what not in self._complained:  # One line per outage.
-            log.warning("worker is held up", by=what, why=repr(error.__cause__ or error))
+            why = await explain_schema_error(error) or repr(error.__cause__ or error)
+            log.warning("worker is held up", by=what, why=why)
         self._complained.add(what)
 
     async def _keep_leases(self) -> None:
