@@ -1,6 +1,7 @@
 # The image of everything: the API, the workers, migrations and scripts differ by their command.
 #   docker build -t slipway .
 #   docker build -t slipway --build-arg REQUIREMENTS=requirements-tracing.txt .
+# (or requirements-s3.txt, for uploads in a bucket)
 
 FROM python:3.13-slim AS builder
 ARG REQUIREMENTS=requirements.txt
@@ -18,8 +19,8 @@ RUN groupadd --gid 10001 app && useradd --uid 10001 --gid 10001 --no-create-home
 COPY --from=builder /venv /venv
 WORKDIR /code
 COPY src ./src
-# Compiled here, since the user can write nothing but the log of ENVIRONMENT=local.
-RUN /venv/bin/python -m compileall -q src && install -d -o 10001 -g 10001 src/app/logs
+# Compiled here, since the user can write nothing but the log of ENVIRONMENT=local, and uploads: mount a volume there.
+RUN /venv/bin/python -m compileall -q src && install -d -o 10001 -g 10001 src/app/logs .data/uploads
 # `app` and `src.app` are both importable in /code, and so are the scripts.
 ENV PATH=/venv/bin:$PATH \
     PYTHONPATH=/code/src \

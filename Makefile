@@ -70,7 +70,8 @@ lock: install ## Compile the lock files anew from pyproject.toml.
 	@$(PY) -m pip install --quiet --disable-pip-version-check uv
 	@$(COMPILE) pyproject.toml -o requirements.txt
 	@$(COMPILE) --extra tracing -c requirements.txt pyproject.toml -o requirements-tracing.txt
-	@$(COMPILE) --group dev -c requirements.txt -c requirements-tracing.txt pyproject.toml -o requirements-dev.txt
+	@$(COMPILE) --extra s3 -c requirements.txt pyproject.toml -o requirements-s3.txt
+	@$(COMPILE) --group dev -c requirements.txt -c requirements-tracing.txt -c requirements-s3.txt pyproject.toml -o requirements-dev.txt
 
 # The extras stay in the pins: pip would not take "redis==5.3" for an answer to another package's "redis[hiredis]".
 COMPILE := $(BIN)/uv pip compile --quiet --universal --upgrade --generate-hashes --no-strip-extras --no-emit-index-url \

@@ -1,6 +1,7 @@
 """Real PostgreSQL and Valkey for every test: servers per test process, a database per test."""
 
 import os
+import tempfile
 
 # Before anything of the app is imported: its settings come from here, and never from a developer's `src/.env`.
 os.environ.update(
@@ -11,6 +12,7 @@ os.environ.update(
     POSTGRES_PASSWORD="a test's own database password",
     POSTGRES_SERVER="127.0.0.1",
     ENVIRONMENT="local",
+    STORAGE_URL=f"file://{tempfile.gettempdir()}/slipway-uploads-{os.getpid()}",
     DEFAULT_RATE_LIMIT_LIMIT="1000000",  # Tests ask much; those about the limit set their own.
 )
 
@@ -92,6 +94,11 @@ def _unmeasured_processes(request: pytest.FixtureRequest, monkeypatch: pytest.Mo
     """What is started to be killed, or to be timed, is not measured: that takes time and shows nothing."""
     if request.path.stem in ALONE | LONG:
         monkeypatch.delenv("COVERAGE_PROCESS_CONFIG", raising=False)
+
+
+def pytest_sessionfinish() -> None:
+    """Removes what tests have uploaded."""
+    shutil.rmtree(os.environ["STORAGE_URL"].removeprefix("file://"), ignore_errors=True)
 
 
 # structlog's default renders a traceback with all local variables, which takes seconds.

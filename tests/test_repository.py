@@ -11,7 +11,7 @@ from pip._internal.models.index import PyPI
 ROOT = Path(__file__).parents[1]
 PIN = r"^([\w.-]+)(?:\[\w+\])?==(\S+)"
 LOCKS = ("requirements.txt", "requirements-dev.txt")
-TRACING_LOCK = "requirements-tracing.txt"
+EXTRA_LOCKS = ("requirements-tracing.txt", "requirements-s3.txt")
 
 
 def committed_files() -> list[Path]:
@@ -35,7 +35,7 @@ def test_no_lock_that_names_a_registry_is_committed() -> None:
     assert not names & {"uv.lock", "pylock.toml", "poetry.lock", "Pipfile.lock", "package-lock.json"}
 
 
-@pytest.mark.parametrize("name", [*LOCKS, TRACING_LOCK])
+@pytest.mark.parametrize("name", [*LOCKS, *EXTRA_LOCKS])
 def test_locks_have_hashes_and_no_address(name: str) -> None:
     text = (ROOT / name).read_text()
     assert "://" not in text
@@ -59,7 +59,8 @@ def test_locks_hold_what_the_project_asks_for() -> None:
     assert "pytest==" not in runtime
     # What runs in production was tested in that very version.
     versions = dict(re.findall(PIN, dev, re.M))
-    for package, version in re.findall(PIN, runtime + (ROOT / TRACING_LOCK).read_text(), re.M):
+    extras = "".join((ROOT / name).read_text() for name in EXTRA_LOCKS)
+    for package, version in re.findall(PIN, runtime + extras, re.M):
         assert versions[package] == version
 
 

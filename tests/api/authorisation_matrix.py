@@ -11,6 +11,7 @@ from typing import Any
 from app.models.mail_token import MailPurpose
 from app.models.user import User
 from tests.helper import PASSWORD
+from tests.images import png
 
 CALLERS = ("anonymous", "owner", "other", "deleted", "superuser")
 
@@ -39,6 +40,8 @@ MATRIX = {
     ("GET",    "/users"):                               (200,      200,   200,   401,     200),
     ("GET",    "/user/{username}"):                     (200,      200,   200,   401,     200),
     ("PATCH",  "/user/{username}"):                     (401,      200,   403,   401,     200),
+    ("PUT",    "/user/{username}/profile_image"):       (401,      200,   403,   401,     200),
+    ("GET",    "/media/{folder}/{owner}/{name}"):       (200,      200,   200,   200,     200),
     ("DELETE", "/user/{username}"):                     (401,      200,   403,   401,     403),
     ("DELETE", "/db_user/{username}"):                  (401,      403,   403,   401,     200),
     ("GET",    "/user/{username}/sessions"):            (401,      403,   403,   401,     200),
@@ -96,6 +99,7 @@ BODIES: dict[tuple[str, str], Body] = {
         "json": {"current_password": PASSWORD, "new_password": "analytical engine"}
     },
     ("PATCH", "/user/{username}"): lambda _: {"json": {"name": "Changed"}},
+    ("PUT", "/user/{username}/profile_image"): lambda _: {"content": png()},
     ("PATCH", "/user/{username}/tier"): lambda world: {"json": {"tier_id": world.tier_id}},
     ("POST", "/tier"): lambda world: {"json": {"name": world.new}},
     ("PATCH", "/tier/{name}"): lambda world: {"json": {"name": world.new}},

@@ -52,7 +52,7 @@ pytestmark = pytest.mark.anyio
 
 JSON = {"Content-Type": "application/json"}
 PROFILE = "/api/v1/user/{username}"
-OUTSIDE = {"/api/v1/health", "/api/v1/ready"}
+OUTSIDE = {"/api/v1/health", "/api/v1/ready", "/api/v1/media/{folder}/{owner}/{name}"}
 PLENTY = 1_000
 PATIENT = 5.0  # seconds
 _number = count(1)

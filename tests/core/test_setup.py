@@ -34,6 +34,7 @@ from app.core.config import (
     Settings,
     SettingsGroup,
     SMTPSettings,
+    StorageSettings,
     TracingSettings,
     get_settings,
 )
@@ -61,6 +62,7 @@ GROUPS: tuple[type[SettingsGroup], ...] = (
     DefaultRateLimitSettings,
     ProxySettings,
     SMTPSettings,
+    StorageSettings,
     MetricsSettings,
     TracingSettings,
     ConsoleSettings,
@@ -108,6 +110,13 @@ async def test_without_crypt_nobody_can_sign_in(settings: Settings) -> None:
     async with running(without(CryptSettings)) as (app, client):
         assert (await client.post("login", data={"username": "a", "password": "b"})).status_code == 404
         assert "/api/v1/users" not in paths_of(app)
+
+
+async def test_without_storage_there_are_no_uploads(settings: Settings) -> None:
+    async with running(without(StorageSettings)) as (app, client):
+        assert not hasattr(app.state, "storage")
+        assert not [path for path in paths_of(app) if "media" in path or "image" in path]
+        assert (await client.get("users")).status_code == 200
 
 
 async def test_without_a_queue_there_are_no_tasks(settings: Settings) -> None:

@@ -49,6 +49,7 @@ SURROUNDINGS: Final[dict[str, Callable[[Code], Awaitable[None]]]] = {
     "subscriptions": event_surroundings.subscriptions,
     "own-events": event_surroundings.own_events,
     "request-sizes": http_surroundings.request_sizes,
+    "uploads": http_surroundings.uploads,
 }
 
 

@@ -180,7 +180,14 @@ def mounted_with_middleware(limit: int | None) -> FastAPI:
     return app
 
 
+def behind_middleware_of_its_own(limit: int | None) -> FastAPI:
+    app = on_route(limit)
+    app.add_middleware(BaseHTTPMiddleware, dispatch=_pass)
+    return app
+
+
 WAYS = [
+    behind_middleware_of_its_own,
     on_route,
     streaming,
     swallowing,

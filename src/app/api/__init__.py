@@ -8,8 +8,10 @@ from app.api.v1 import (
     health,
     login,
     logout,
+    media,
     password_reset,
     passwords,
+    profile_images,
     rate_limits,
     security_events,
     sessions,
@@ -27,13 +29,14 @@ from app.core.config import (
 )
 from app.core.mail import mail_is_on
 from app.core.openapi import problems
+from app.core.storage import serves_media, storage_is_on
 from app.core.utils.rate_limit import RateLimited
 
 PREFIX = "/api/v1"
 
 
 def build_router(settings: SettingsGroup) -> APIRouter:
-    """The routes of version 1 that these settings switch on, all but health limited."""
+    """The routes of version 1 that these settings switch on, all but health and uploaded files limited."""
     router = APIRouter(prefix=PREFIX)
     router.include_router(health.router)
     limited = APIRouter()
@@ -43,6 +46,10 @@ def build_router(settings: SettingsGroup) -> APIRouter:
         # Before users: `/user/me/...` is not about a user who is called "me".
         for resource in (login, logout, sessions, passwords, users, tiers, rate_limits, security_events):
             limited.include_router(resource.router)
+        if storage_is_on(settings):
+            limited.include_router(profile_images.router)
+        if serves_media(settings):
+            router.include_router(media.router)  # Not limited: a page shows many, and a browser keeps them.
         if settings.inherits(RedisRateLimiterSettings):
             limited.include_router(usage.router)
         if settings.inherits(RedisQueueSettings):

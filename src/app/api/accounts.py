@@ -10,6 +10,7 @@ from app.api.credentials import ask_to_verify
 from app.core.config import RedisCacheSettings, Settings
 from app.core.exceptions.http_exceptions import Conflict, Forbidden
 from app.core.schemas import MAX_ID
+from app.core.storage import ReceivedFile, Storage
 from app.core.utils.cache import invalidate_on_commit
 from app.crud.crud_login_session import crud_login_sessions
 from app.crud.crud_security_event import Client, crud_security_events
@@ -18,6 +19,7 @@ from app.crud.crud_users import crud_users
 from app.models.security_event import EventKind
 from app.models.user import User, UserTierUpdate, UserUpdate
 
+PROFILE_IMAGES = "profile-images"  # the folder of their keys
 PROFILE = "user_profile"  # what is cached about a user, by user name
 
 
@@ -26,20 +28,52 @@ class OwnRank(Conflict):
 
 
 async def update_profile(
-    db: AsyncSession, user: User, values: UserUpdate, settings: Settings, client: Client, actor: User
+    db: AsyncSession,
+    user: User,
+    values: UserUpdate,
+    settings: Settings,
+    client: Client,
+    actor: User,
+    storage: Storage | None = None,
 ) -> User:
     """Changes the fields that were given. Another e-mail address has to be verified anew.
+
+    An uploaded profile image that is replaced by another URL or by none is deleted from the storage.
 
     Raises: UserNotFound, UsernameTaken, EmailTaken.
     """
     user = await crud_users.lock(db, user.id)
-    username, email = user.username, user.email
+    username, email, image = user.username, user.email, user.profile_image_url
     user = await crud_users.update(db, user, values)
+    if user.profile_image_url != image:
+        discard_profile_image(db, storage, user.id, image)
     _forget_profile(db, settings, username, user.username)
     if user.email.lower() != email.lower():
         await crud_security_events.record(db, EventKind.EMAIL_CHANGED, client, user_id=user.id, actor_id=actor.id)
         await ask_to_verify(user, db, settings)
     return user
+
+
+async def set_profile_image(
+    db: AsyncSession, user: User, image: ReceivedFile, storage: Storage, settings: Settings
+) -> User:
+    """Stores a received image and makes it the user's. The uploaded one before it is deleted after the commit.
+
+    Raises: UserNotFound for a user who was deleted meanwhile; StorageFull, StorageUnavailable.
+    """
+    key = await storage.keep(db, image, PROFILE_IMAGES, user.id)
+    user = await crud_users.lock(db, user.id)
+    replaced = user.profile_image_url
+    user = await crud_users.update(db, user, UserUpdate(profile_image_url=storage.url_of(key)))
+    discard_profile_image(db, storage, user.id, replaced)
+    _forget_profile(db, settings, user.username)
+    return user
+
+
+def discard_profile_image(db: AsyncSession, storage: Storage | None, user_id: int, url: str | None) -> None:
+    """Deletes a user's uploaded profile image after the commit. An image of another address is left alone."""
+    if storage is not None and (key := storage.key_of(url, PROFILE_IMAGES, user_id)) is not None:
+        storage.discard(db, key)
 
 
 async def delete_account(db: AsyncSession, user: User, settings: Settings, client: Client, actor: User) -> User:

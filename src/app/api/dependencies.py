@@ -29,6 +29,7 @@ from app.core.readiness import Dependency
 from app.core.route_inputs import same_for_all_callers
 from app.core.schemas import Id, VisibleText
 from app.core.security import AccessToken, InvalidToken, decode_access_token
+from app.core.storage import Storage
 from app.core.utils import queue
 from app.core.utils.cache import identify_caller
 from app.core.utils.queue import LONGEST_NAME, Feed, Job, JobStatus
@@ -78,6 +79,23 @@ async def get_drain(request: Request) -> Drain:
 
 
 DrainDep = Annotated[Drain, Depends(get_drain)]
+
+
+async def get_storage(request: Request) -> Storage:
+    """Where uploaded files are stored."""
+    storage: Storage = request.app.state.storage
+    return storage
+
+
+StorageDep = Annotated[Storage, Depends(get_storage)]
+
+
+async def get_storage_or_none(request: Request) -> Storage | None:
+    """Where uploaded files are stored, or None where they are not."""
+    return getattr(request.app.state, "storage", None)
+
+
+StorageOrNone = Annotated[Storage | None, Depends(get_storage_or_none)]
 
 
 async def get_paging(
@@ -335,6 +353,23 @@ async def get_managed_user(current: CurrentUser, user: UserDep) -> User:
 
 
 ManagedUser = Annotated[User, Depends(get_managed_user)]
+
+
+async def get_managed_profile(current: CurrentUser, username: UsernameInPath) -> User:
+    """The user in the path as `ManagedUser`, read past the transaction.
+
+    For routes that wait for the caller before they write: they hold no connection of the pool meanwhile.
+    """
+    async with reading() as db:
+        user = await crud_users.look_up(db, username)
+    if user is None:
+        raise UserNotFound
+    if user.id != current.id and not current.is_superuser:
+        raise Forbidden
+    return user
+
+
+ManagedProfile = Annotated[User, Depends(get_managed_profile)]
 
 
 async def get_user_to_erase(_: CurrentSuperuser, username: UsernameInPath, db: SessionDep) -> User:

@@ -65,14 +65,13 @@ def check_body_size(scope: Scope, max_body_size: int | None) -> None:
     """Refuses a body whose declared length exceeds the limit of the route that was found, before anything is run.
 
     Args:
-        scope: the request's.
+        scope: of a request with a body; it has a `BodyLimit`.
         max_body_size: the route's own, in bytes; None is that of the application.
 
     Raises: PayloadTooLarge.
     """
-    limit: BodyLimit | None = scope.get(SCOPE_KEY)
-    if limit is not None:
-        if max_body_size is not None:
-            limit.max_body_size = max_body_size
-        if limit.is_exceeded:
-            raise PayloadTooLarge
+    limit: BodyLimit = scope[SCOPE_KEY]
+    if max_body_size is not None:
+        limit.max_body_size = max_body_size
+    if limit.is_exceeded:
+        raise PayloadTooLarge

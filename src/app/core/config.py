@@ -21,6 +21,7 @@ from app.core.settings.redis import (
     RedisRateLimiterSettings,
 )
 from app.core.settings.sign_in import CryptSettings, FirstTierSettings, FirstUserSettings
+from app.core.settings.storage import StorageSettings
 
 __all__ = [
     "ENV_FILE",
@@ -45,6 +46,7 @@ __all__ = [
     "Settings",
     "SettingsError",
     "SettingsGroup",
+    "StorageSettings",
     "TracingSettings",
     "environment_of",
     "get_settings",
@@ -66,6 +68,7 @@ class Settings(
     DefaultRateLimitSettings,
     ProxySettings,
     SMTPSettings,
+    StorageSettings,
     MetricsSettings,
     TracingSettings,
     ConsoleSettings,

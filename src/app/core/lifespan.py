@@ -20,6 +20,7 @@ from app.core.config import (
     RedisQueueSettings,
     RedisRateLimiterSettings,
     SettingsGroup,
+    StorageSettings,
     environment_of,
 )
 from app.core.db.before_answers import end_transactions_before_answers
@@ -33,6 +34,7 @@ from app.core.metrics.pools import pools_measured
 from app.core.metrics.recent import Recent, open_recent
 from app.core.readiness import Dependency
 from app.core.root_path import check_root_path
+from app.core.storage import open_storage, storage_is_on
 from app.core.tracing import open_tracing
 from app.core.utils import queue
 from app.core.utils.cache import open_cache
@@ -64,6 +66,9 @@ async def lifespan(app: FastAPI, inner: Sequence[Lifespan[Any]]) -> AsyncIterato
             await opening.rate_limiter(settings)
         if isinstance(settings, RedisQueueSettings):
             await opening.queue(settings)
+        if isinstance(settings, StorageSettings) and storage_is_on(settings):
+            app.state.storage = await stack.enter_async_context(open_storage(settings))
+            stack.callback(delattr, app.state, "storage")
         app.state.replica = await opening.replica(settings) if isinstance(settings, PostgresSettings) else None
         app.state.recent = await opening.recent(settings) if isinstance(settings, ConsoleSettings) else None
         await stack.enter_async_context(pools_measured(opening.pools, opening.links))

@@ -17,7 +17,7 @@ from starlette.requests import Request
 from starlette.routing import BaseRoute, Match, NoMatchFound, WebSocketRoute
 from starlette.types import Receive, Scope, Send
 
-from app.core.body_limit import check_body_size
+from app.core.body_limit import SCOPE_KEY, check_body_size
 from app.core.plain_routes import PlainRoute
 
 _WITHOUT_SLASHES = (StringConvertor, IntegerConvertor, FloatConvertor, UUIDConvertor)
@@ -65,7 +65,8 @@ class RouteTable(BaseRoute):
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Passes the request to the route that `matches` has found."""
         route = scope["fastapi"]["effective_route_context"]
-        check_body_size(scope, route.max_body_size)
+        if SCOPE_KEY in scope:
+            check_body_size(scope, route.max_body_size)
         plain = self._plain.get(id(route))
         if (
             plain is not None

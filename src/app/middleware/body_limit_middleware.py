@@ -3,13 +3,16 @@
 Starlette has such a middleware, but it answers a declared length with plain text where we owe a problem document.
 """
 
+from typing import Final
+
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.core.body_limit import SCOPE_KEY, BodyLimit
 from app.core.exceptions.http_exceptions import PayloadTooLarge
 from app.core.exceptions.problem_response import answer_to
-from app.middleware.headers import header
+
+_HTTP_1: Final = ("1.1", "1.0")  # Without these headers, a request has no body (RFC 9112, section 6.3).
 
 
 class BodyLimitMiddleware:
@@ -32,12 +35,21 @@ class BodyLimitMiddleware:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        content_length, has_body = None, scope["http_version"] not in _HTTP_1
+        for name, value in scope["headers"]:
+            if name == b"content-length":
+                content_length, has_body = value, True
+            elif name == b"transfer-encoding":
+                has_body = True
+        if not has_body:
+            await self.app(scope, receive, send)
+            return
         outer: BodyLimit | None = scope.get(SCOPE_KEY)
         if outer is not None:  # This is a sub-application: one limit counts for both.
             outer.max_body_size = outer.max_body_size if self.max_bytes is None else self.max_bytes
             await self.app(scope, receive, send)
             return
-        limit = BodyLimit(self.max_bytes, header(scope, b"content-length"), receive)
+        limit = BodyLimit(self.max_bytes, content_length, receive)
         scope[SCOPE_KEY] = limit
         started = refused = False
 

@@ -126,14 +126,17 @@ async def test_the_form_for_signing_in_is_accessible_and_fits(new_page: NewPage,
 
 
 async def test_every_page_of_the_menu_has_its_picture(new_page: NewPage, looker: BrowserContext) -> None:
-    """A new page in the menu fails this test until it is among PAGES."""
+    """And every list and page that the console ships is in the menu."""
     page = await new_page(looker)
     await page.goto("")
     links = page.get_by_role("navigation", name="Main menu").get_by_role("link")
     addresses = {await link.get_attribute("href") for link in await links.all()}
     known = {"/admin/" + re.sub(r"\?.*", "", path) for path in PAGES.values()}
-    assert addresses <= known
-    assert len(addresses) == 10
+    missing = sorted(str(address).removeprefix("/admin/") for address in addresses - known)
+    lines = "\n".join(f'    "{path.partition("/")[0]}": "{path}",' for path in missing)
+    assert not missing, f"PAGES in tests/admin/browser/test_pages.py lacks these lines:\n{lines}"
+    shipped = {path for path in known if path.endswith(("/list", "/limits", "/workers", "/cache", "/admin/"))}
+    assert shipped <= addresses
 
 
 async def test_the_menu_of_a_phone_opens_and_leads_on(new_page: NewPage, looker: BrowserContext) -> None:

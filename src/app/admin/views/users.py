@@ -94,10 +94,11 @@ class UserView(UserActions):
 
     async def change(self, request: Request, row: User, values: UserForm) -> User:
         sent = values.model_dump(exclude_unset=True)
-        settings, client, actor = app_of(request).state.settings, await client_of(request), operator_of(request).user
+        state, client, actor = app_of(request).state, await client_of(request), operator_of(request).user
+        settings, storage = state.settings, getattr(state, "storage", None)
         if profile := {name: value for name, value in sent.items() if name != "tier_id"}:
             changed = UserUpdate.model_validate(profile)
-            row = await update_profile(session_of(request), row, changed, settings, client, actor)
+            row = await update_profile(session_of(request), row, changed, settings, client, actor, storage)
         if "tier_id" in sent:
             row = await move_to_tier(session_of(request), row, sent["tier_id"], settings, client, actor)
         return row

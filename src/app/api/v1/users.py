@@ -5,7 +5,7 @@ from functools import partial
 from fastapi import APIRouter
 from starlette.status import HTTP_201_CREATED
 
-from app.api.accounts import PROFILE, delete_account, move_to_tier, update_profile
+from app.api.accounts import PROFILE, delete_account, discard_profile_image, move_to_tier, update_profile
 from app.api.credentials import ask_to_verify
 from app.api.dependencies import (
     ClientDep,
@@ -19,6 +19,7 @@ from app.api.dependencies import (
     SeesAll,
     SessionDep,
     SettingsDep,
+    StorageOrNone,
     UserDep,
     UsernameInPath,
     UserToErase,
@@ -103,9 +104,10 @@ async def update_user(
     settings: SettingsDep,
     actor: CurrentUser,
     client: ClientDep,
+    storage: StorageOrNone,
 ) -> User:
     """Change a profile: your own or, as a superuser, anybody's. Another e-mail address has to be verified anew."""
-    return await update_profile(db, user, values, settings, client, actor)
+    return await update_profile(db, user, values, settings, client, actor, storage)
 
 
 @router.delete("/user/{username}", responses=problems(Unauthorized, Forbidden, UserNotFound))
@@ -118,10 +120,16 @@ async def delete_user(user: OwnUser, db: SessionDep, settings: SettingsDep, clie
 @router.delete("/db_user/{username}", responses=problems(Unauthorized, Forbidden, UserNotFound))
 @public_profile()
 async def erase_user(
-    username: UsernameInPath, user: UserToErase, admin: CurrentSuperuser, db: SessionDep, client: ClientDep
+    username: UsernameInPath,
+    user: UserToErase,
+    admin: CurrentSuperuser,
+    db: SessionDep,
+    client: ClientDep,
+    storage: StorageOrNone,
 ) -> Message:
     """Remove a user from the database, deleted before or not. Superusers only."""
     await crud_users.delete(db, user)
+    discard_profile_image(db, storage, user.id, user.profile_image_url)
     await crud_security_events.record(
         db, EventKind.USER_DELETED, client, actor_id=admin.id, uuid=str(user.uuid), erased=True
     )

@@ -43,6 +43,8 @@ from app.core.exceptions.http_exceptions import Problem
 _AFTER_COMMIT = "after_commit"
 _DUE = "after_commit, which is made"
 _AROUND_COMMIT = "around_commit"
+_AFTER_ROLLBACK = "after_rollback"
+_ROLLED_BACK = "after_rollback, which is made"
 _UNNOTICED = "committed, and nobody was told"
 MAX_ROUNDS = 10  # of events that handlers of events cause
 _NOT_OPEN = "The database is not open: call open_database() first."
@@ -68,19 +70,33 @@ def _note_commit(session: Session) -> None:
         session.info[_UNNOTICED] = True
         note_commit()
         session.info.setdefault(_DUE, []).extend(action for action, _ in session.info.pop(_AFTER_COMMIT, ()))
+        session.info.pop(_AFTER_ROLLBACK, None)
 
 
 @event.listens_for(_Noticing, "after_soft_rollback")
 def _note_rollback(session: Session, previous: SessionTransaction) -> None:
-    """Drops the actions that were registered in what is rolled back: a savepoint, or all of the transaction."""
+    """Drops the actions that were registered in what is rolled back: a savepoint, or all of the transaction.
+
+    Those that `after_rollback` has registered in it are due.
+    """
     ended = previous
     while not ended.nested and ended.parent is not None:  # A failed flush ends what it was a part of.
         ended = ended.parent
     if _AFTER_COMMIT in session.info:
-        kept = [one for one in session.info[_AFTER_COMMIT] if ended.nested and not _is_within(one[1], ended)]
+        kept = [one for one in session.info[_AFTER_COMMIT] if not _is_rolled_back(one[1], ended)]
         session.info[_AFTER_COMMIT] = kept
+    if _AFTER_ROLLBACK in session.info:
+        registered = session.info.pop(_AFTER_ROLLBACK)
+        due = [action for action, savepoint in registered if _is_rolled_back(savepoint, ended)]
+        session.info.setdefault(_ROLLED_BACK, []).extend(due)
+        session.info[_AFTER_ROLLBACK] = [one for one in registered if not _is_rolled_back(one[1], ended)]
     if not ended.nested:
         forget_changes(session)
+
+
+def _is_rolled_back(savepoint: SessionTransaction | None, ended: SessionTransaction) -> bool:
+    """Whether what was registered in a savepoint ends with this one, or with all of the transaction."""
+    return not ended.nested or _is_within(savepoint, ended)
 
 
 def _is_within(savepoint: SessionTransaction | None, outer: SessionTransaction) -> bool:
@@ -113,7 +129,7 @@ class Transaction(AsyncSession):
                 for around in self.info.get(_AROUND_COMMIT, ()):
                     await around_it.enter_async_context(around(self))
                 async with ending(self.sync_session):
-                    await super().commit()
+                    await self._commit_at_last()
             except SQLAlchemyError as error:
                 if is_aborted(error):
                     raise TransactionAborted from error
@@ -122,6 +138,14 @@ class Transaction(AsyncSession):
         self.info.pop(_UNNOTICED, None)
         # It is committed: not even a caller who leaves now can stop what follows from it.
         await asyncio.shield(asyncio.create_task(self._after_commit(after_it)))
+
+    async def _commit_at_last(self) -> None:
+        try:
+            await super().commit()
+        except DatabaseUnavailable:  # It may be committed all the same.
+            for actions in (_AFTER_ROLLBACK, _ROLLED_BACK):
+                self.info.pop(actions, None)
+            raise
 
     async def _publish_changes(self) -> None:
         if not isinstance(self.sync_session, ChangeTracking):
@@ -145,6 +169,15 @@ class Transaction(AsyncSession):
                 await action()
             except Exception:
                 log.exception("action after commit failed")
+
+    async def run_rollback_actions(self) -> None:
+        """Runs what `after_rollback` has registered, unless the transaction was committed."""
+        rest = [action for action, _ in self.info.pop(_AFTER_ROLLBACK, ())]
+        for action in (*self.info.pop(_ROLLED_BACK, ()), *rest):
+            try:
+                await action()
+            except Exception:
+                log.exception("action after rollback failed")
 
 
 def open_database(
@@ -289,6 +322,8 @@ class _TransactionScope(AbstractAsyncContextManager[AsyncSession]):
             remove_session(db)
             await wait_for_guests(db.sync_session)
             await _close(db)
+            if db.info.get(_ROLLED_BACK) or db.info.get(_AFTER_ROLLBACK):
+                await asyncio.shield(asyncio.create_task(db.run_rollback_actions()))
 
     async def _end(self) -> None:
         try:
@@ -317,6 +352,15 @@ def after_commit(db: AsyncSession, action: Callable[[], Awaitable[object]]) -> N
     The change is made by then: an action that fails is logged, and the caller is not told.
     """
     db.info.setdefault(_AFTER_COMMIT, []).append((action, db.sync_session.get_nested_transaction()))
+
+
+def after_rollback(db: AsyncSession, action: Callable[[], Awaitable[object]]) -> None:
+    """Has this done once the transaction, or the savepoint that is open, is rolled back, and not when it is committed.
+
+    For what a transaction cannot take back by itself, such as a stored file. An action that fails is logged. When the
+    connection is lost during the commit, it is not done: the transaction may be committed.
+    """
+    db.info.setdefault(_AFTER_ROLLBACK, []).append((action, db.sync_session.get_nested_transaction()))
 
 
 def actions_after_commit(db: AsyncSession, *, of_savepoint: bool = True) -> list[Callable[[], Awaitable[object]]]:
