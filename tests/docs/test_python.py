@@ -45,6 +45,7 @@ SURROUNDINGS: Final[dict[str, Callable[[Code], Awaitable[None]]]] = {
     "own-error-handlers": extension_surroundings.own_error_handlers,
     "own-middleware": extension_surroundings.own_middleware,
     "caught-error": database_surroundings.caught_error,
+    "relations": database_surroundings.relations,
     "statement-timeout": database_surroundings.statement_timeout,
     "subscriptions": event_surroundings.subscriptions,
     "own-events": event_surroundings.own_events,

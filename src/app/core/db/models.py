@@ -6,6 +6,7 @@ from uuid import UUID, uuid4
 from sqlalchemy import func, text
 from sqlmodel import Field, SQLModel
 
+import app.core.db.not_loaded  # noqa: F401 -- relations are not loaded by accident, wherever their tables are used
 from app.core.db.column_types import store_enums_as_text
 
 # Predictable names let the code translate a violated constraint and let a migration drop it.

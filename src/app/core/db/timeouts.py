@@ -8,6 +8,7 @@ from sqlalchemy.orm import SessionTransaction
 from sqlmodel import Session
 
 from app.core.db.engine import milliseconds
+from app.core.db.not_loaded import ExplainingSession
 from app.core.db.sharing import is_host_used
 
 NO_LIMIT: Final = 0.0
@@ -26,13 +27,11 @@ def set_request_limit(seconds: float | None) -> None:
     _of_request.set(seconds)
 
 
-class LimitedSession(Session):
+class LimitedSession(ExplainingSession):
     """Its transactions begin with the limit of the session, or else of the request.
 
     One that uses the connection of another session has the limit of that.
     """
-
-
 @event.listens_for(LimitedSession, "after_begin")
 def _limit_transaction(session: Session, transaction: SessionTransaction, connection: Connection) -> None:
     seconds = session.info.get(LIMIT, _of_request.get())
