@@ -32,6 +32,8 @@ class LimitedSession(ExplainingSession):
 
     One that uses the connection of another session has the limit of that.
     """
+
+
 @event.listens_for(LimitedSession, "after_begin")
 def _limit_transaction(session: Session, transaction: SessionTransaction, connection: Connection) -> None:
     seconds = session.info.get(LIMIT, _of_request.get())
