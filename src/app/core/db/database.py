@@ -23,7 +23,6 @@ from app.core.config import PostgresSettings
 from app.core.db.changes import ChangeTracking, forget_changes, note_statement, take_events
 from app.core.db.commits import note_commit
 from app.core.db.engine import create_engine, shares_connections
-from app.core.db.not_loaded import ExplainingSession
 from app.core.db.outages import DatabaseUnavailable, TransactionAborted, is_aborted
 from app.core.db.sharing import (
     ReadingSession,
@@ -233,8 +232,6 @@ class Reader(AsyncSession):
         return not (
             isinstance(self, _OneTransaction) or session.in_transaction() or (session.shares and has_holder(session))
         )
-
-    sync_session_class = ExplainingSession
 
 
 class _CommittingSession(ReadingSession, LimitedSession):

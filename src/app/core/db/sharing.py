@@ -17,6 +17,8 @@ from sqlalchemy.util import await_
 from sqlmodel import Session
 from sqlmodel.ext.asyncio.session import AsyncSession
 
+from app.core.db.not_loaded import ExplainingSession
+
 MAX_WAIT: Final = 5.0  # seconds that one task waits for another one's use of their session
 POLL_INTERVAL: Final = 0.002  # seconds
 
@@ -24,7 +26,7 @@ POLL_INTERVAL: Final = 0.002  # seconds
 _open: ContextVar[tuple[AsyncSession, ...]] = ContextVar("open_sessions", default=())
 
 
-class SharingSession(Session):
+class SharingSession(ExplainingSession):
     """Knows the connection that it holds, and the tasks that use it.
 
     Attributes:
