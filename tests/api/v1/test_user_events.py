@@ -24,12 +24,13 @@ def heard() -> Heard:
 
 
 @pytest.fixture
-async def app(settings: Settings, heard: Heard, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[FastAPI]:
+async def app(settings: Settings, heard: Heard) -> AsyncIterator[FastAPI]:
     app = whole_app()
     app.state.settings = settings
-    monkeypatch.setattr(app.state, "subscriptions", heard.subscriptions, raising=False)
+    usual, app.state.subscriptions = app.state.subscriptions, heard.subscriptions
     async with app.router.lifespan_context(app):
         yield app
+    app.state.subscriptions = usual
 
 
 async def test_every_route_that_changes_a_user(
