@@ -2,8 +2,10 @@
 
 import json
 import re
+import shutil
 import socket
 import ssl
+import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,6 +30,7 @@ STREAMS = ("uvicorn", "tests.deploy.streams_app:app", "--port", "{port}", "--log
 ONE, TWO = ("web:8000",), ("fastapi1:8000", "fastapi2:8000")
 FORMS = [("one server", ONE), ("many servers", TWO), ("many-servers.conf", TWO)]
 MB = 1_000_000
+CURL = shutil.which("curl")
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +57,7 @@ def hurried(text: str) -> str:
 def socket_to(url: str, **options: Any) -> Iterator[tuple[ClientConnection, dict[str, str]]]:
     """A WebSocket, and the headers that the app got."""
     address = f"{url.replace('http', 'ws', 1)}/socket"
-    with connect(address, **options) as line:
+    with connect(address, max_size=None, **options) as line:
         yield line, json.loads(line.recv())
 
 
@@ -66,7 +69,7 @@ def test_a_websocket_gets_through(nginx: Nginx) -> None:
         assert line.subprotocol == "chat"
         assert headers["x-forwarded-for"] == "127.0.0.1"
         assert re.fullmatch("[0-9a-f]{32}", headers["x-request-id"])
-        for text in ("hello", "x" * 500_000):
+        for text in ("hello", "x" * 2 * MB):  # which is no body: the limit of the application is not for it
             line.send(text)
             assert line.recv() == text
 
@@ -190,6 +193,24 @@ def test_nginx_keeps_nothing_of_a_large_upload(nginx: Nginx, declared: bool) -> 
     answer = httpx2.post(f"{nginx.url}/upload", content=watched(), headers=headers, timeout=60)
     assert answer.json() == 20 * MB
     assert max(seen) == 0
+
+
+@pytest.mark.skipif(CURL is None, reason="needs curl")
+@pytest.mark.parametrize("declared", [True, False], ids=["declared", "of unknown length"])
+def test_an_upload_by_http_2(server: str, certificates: Path, tmp_path: Path, declared: bool) -> None:
+    """Where a body of unknown length has no header that says so."""
+    sent = tmp_path / "sent"
+    sent.write_bytes(b"x" * 20 * MB)
+    with nginx_with(conf("tls.conf"), dict.fromkeys(TWO, server), certificates=certificates) as nginx:
+        port = nginx.tls_url.rpartition(":")[2]
+        command = [CURL or "", "--silent", "--http2", "--cacert", str(certificates / "fullchain.pem")]
+        command += ["--resolve", f"api.example.com:{port}:127.0.0.1", "--write-out", " %{http_code} %{http_version}"]
+        command += ["--request", "POST", "--upload-file", str(sent) if declared else "-"]
+        for path, said in (("upload", f"{20 * MB} 200 2"), ("small", " 413 2")):
+            with sent.open("rb") as file:
+                url = f"https://api.example.com:{port}/{path}"
+                done = subprocess.run([*command, url], stdin=file, capture_output=True, text=True, check=False)
+            assert done.stdout.endswith(said), done
 
 
 def test_who_declares_too_much_need_not_send_it(nginx: Nginx) -> None:

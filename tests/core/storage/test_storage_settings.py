@@ -55,6 +55,18 @@ def test_a_bucket_needs_a_public_address() -> None:
         StorageSettings(STORAGE_URL="s3://bucket")
 
 
+@pytest.mark.parametrize(
+    "url",
+    ["media", "//host/media", "ftp://host", "https://", "https://user@host/x", "https://host/x?a", "https://h/a b"],
+)
+def test_a_public_address_that_is_none_is_one_line(url: str) -> None:
+    with pytest.raises(SettingsError) as stopped:
+        StorageSettings(MEDIA_URL=url)
+    assert stopped.value.code == (
+        "MEDIA_URL must be the http(s) URL, without a query, to which a stored file's key is added."
+    )
+
+
 def test_half_a_login_is_refused() -> None:
     with pytest.raises(SettingsError, match="must be set together"):
         StorageSettings(STORAGE_S3_ACCESS_KEY_ID="only")
