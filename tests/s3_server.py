@@ -2,6 +2,7 @@
 
 import re
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,6 +19,8 @@ class S3Server:
         objects: content and headers by path, such as `/bucket/prefix/key`.
         refuses: the status that every request gets instead of being done.
         requests: their methods.
+        begun: set by the first request.
+        delay: for how many seconds a `PUT` waits before it is done.
     """
 
     url: str = ""
@@ -25,6 +28,8 @@ class S3Server:
     parts: dict[str, tuple[dict[int, bytes], dict[str, str]]] = field(default_factory=dict)
     refuses: int | None = None
     requests: list[str] = field(default_factory=list)
+    begun: threading.Event = field(default_factory=threading.Event)
+    delay: float = 0
 
 
 @contextmanager
@@ -41,6 +46,7 @@ def s3_server() -> Iterator[S3Server]:
         def _handle(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
             state.requests.append(self.command)
+            state.begun.set()
             if state.refuses is not None:
                 self._answer(state.refuses)
                 return
@@ -66,6 +72,7 @@ def s3_server() -> Iterator[S3Server]:
                 deleted = "".join(f"<Deleted><Key>{key}</Key></Deleted>" for key in keys)
                 self._answer(200, f"<DeleteResult>{deleted}</DeleteResult>")
             elif self.command == "PUT":
+                time.sleep(state.delay)
                 state.objects[path] = (body, headers)
                 self._answer(200)
             else:

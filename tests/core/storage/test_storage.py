@@ -262,6 +262,19 @@ async def test_an_object_says_what_it_is(bucket: Storage, s3: S3Server) -> None:
     assert "a secret of" not in str(headers)
 
 
+async def test_it_is_deleted_when_it_is_cancelled_while_it_is_stored(bucket: Storage, s3: S3Server) -> None:
+    """The request is on its way then, and the one that deletes must not overtake it."""
+    s3.delay = 0.3
+    task = asyncio.create_task(kept(bucket))
+    await asyncio.to_thread(s3.begun.wait)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await asyncio.sleep(0.5)
+    assert s3.requests == ["PUT", "POST"]
+    assert s3.objects == {}
+
+
 async def test_a_large_file_is_stored_in_parts(bucket: Storage, s3: S3Server) -> None:
     sent = png(more=os.urandom(12_000_000))
     async with transaction() as db:

@@ -2,17 +2,18 @@
 
 import asyncio
 import os
-from collections.abc import AsyncIterable, AsyncIterator, Collection
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from secrets import token_hex
-from typing import Final
+from typing import Any, Final
 
 from starlette.requests import ClientDisconnect
 
 from app.core.storage.content import Content, ContentType, Size, recognise
 from app.core.storage.errors import ImageTooLarge, UnsupportedContent, UploadAborted, UploadTooSlow, storage_errors
+from app.core.storage.uninterrupted import ResultT, uninterrupted
 
 MAX_SECONDS: Final = 300.0  # for a whole upload
 BLOCK: Final = 2**18  # bytes that are written at once, in a thread
@@ -56,14 +57,14 @@ async def receive(
     try:
         with storage_errors():
             length = await _write(parts, path)
-            content = await asyncio.to_thread(recognise, path)
+            content = await _in_thread(recognise, path)
         if content is None or content.type not in accepted:
             raise UnsupportedContent(accepted=sorted(accepted_type.media_type for accepted_type in accepted))
         if content.size is not None and (content.size[0] > max_image_size[0] or content.size[1] > max_image_size[1]):
             raise ImageTooLarge(max_width=max_image_size[0], max_height=max_image_size[1])
         yield ReceivedFile(path, content, length)
     finally:
-        await asyncio.shield(asyncio.create_task(asyncio.to_thread(_remove, path)))
+        await _in_thread(_remove, path)
 
 
 def _remove(path: Path) -> None:
@@ -72,37 +73,35 @@ def _remove(path: Path) -> None:
 
 
 async def _write(parts: AsyncIterable[bytes], path: Path) -> int:
-    descriptor = await asyncio.to_thread(os.open, path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+    descriptor = -1
     length, block = 0, bytearray()
+
+    def open_file() -> None:
+        nonlocal descriptor
+        descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+
     try:
+        await _in_thread(open_file)
         async with asyncio.timeout(MAX_SECONDS):
             async for part in parts:
                 block += part
                 if len(block) >= BLOCK:
-                    length += await _write_block(descriptor, block)
+                    length += await _in_thread(_write_all, descriptor, bytes(block))
                     block = bytearray()
-            length += await _write_block(descriptor, block)
-        await asyncio.to_thread(os.fsync, descriptor)
+            length += await _in_thread(_write_all, descriptor, bytes(block))
+        await _in_thread(os.fsync, descriptor)
     except TimeoutError:
         raise UploadTooSlow from None
     except ClientDisconnect:
         raise UploadAborted from None
     finally:
-        os.close(descriptor)
+        if descriptor >= 0:
+            os.close(descriptor)
     return length
 
 
-async def _write_block(descriptor: int, block: bytearray) -> int:
-    # A thread that was begun cannot be cancelled, and must not write to a descriptor that was closed, and given anew.
-    return await _finish(asyncio.create_task(asyncio.to_thread(_write_all, descriptor, bytes(block))))
-
-
-async def _finish(task: "asyncio.Task[int]") -> int:
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await asyncio.wait([task])
-        raise
+async def _in_thread(function: Callable[..., ResultT], *arguments: Any) -> ResultT:
+    return await uninterrupted(asyncio.to_thread(function, *arguments))
 
 
 def _write_all(descriptor: int, block: bytes) -> int:

@@ -16,6 +16,7 @@ from app.core.db.database import after_commit, after_rollback
 from app.core.storage.content import Content, ContentType, Size
 from app.core.storage.errors import StorageBusy, storage_errors
 from app.core.storage.receiving import MAX_IMAGE_SIZE, ReceivedFile, receive
+from app.core.storage.uninterrupted import uninterrupted
 
 CACHE_CONTROL: Final = "public, max-age=3600"  # A key's content never changes, but it can be deleted.
 
@@ -87,7 +88,7 @@ class Storage(ABC):
             raise ValueError("A key's folder and owner must be lower-case letters, digits and dashes.")
         after_rollback(db, partial(self.delete, key))
         with storage_errors():
-            await self._store(key, received.path, received.content)
+            await uninterrupted(self._store(key, received.path, received.content))
         return key
 
     def discard(self, db: AsyncSession, key: str) -> None:
