@@ -7,11 +7,11 @@ from itertools import count
 import httpx2
 import pytest
 from fastapi import FastAPI
-from fastapi.routing import APIRoute, iter_route_contexts
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from app.api import build_router
 from app.core.config import Settings, get_settings
+from app.core.mounts import all_routes
 from app.core.setup import create_application
 from app.core.utils import queue
 from app.crud.crud_mail_token import crud_mail_tokens
@@ -142,15 +142,39 @@ async def test_the_document_says_where_signing_in_is_needed(app: FastAPI) -> Non
             assert ({} in security) is (anonymous != 401), (method, path)
 
 
-async def test_the_table_has_every_route_and_no_other(app: FastAPI) -> None:
-    routes = {
-        (method, context.path.removeprefix("/api/v1"))
-        for context in iter_route_contexts(app.routes)
-        if isinstance(context.original_route, APIRoute) and context.path and context.path.startswith("/api/v1/")
-        for method in context.methods or ()
+def routes_of(app: FastAPI) -> set[tuple[str, str]]:
+    """Every route of an app below `/api/v1`, those of mounted applications and WebSockets included."""
+    return {
+        (method, template.removeprefix("/api/v1"))
+        for template, context in all_routes(app)
+        if getattr(context, "dependant", None) is not None and template.startswith("/api/v1/")
+        for method in context.methods or {"WEBSOCKET"}
     }
+
+
+async def test_the_table_has_every_route_and_no_other(app: FastAPI) -> None:
+    routes = routes_of(app)
     missing, gone = sorted(routes - set(MATRIX)), sorted(set(MATRIX) - routes)
     lines = "\n".join(f"    {route}: (401, 200, 403, 401, 200)," for route in missing)
     assert not missing, f"MATRIX in tests/api/authorisation_matrix.py lacks these rows, each {CALLERS}:\n{lines}"
     assert not gone, f"MATRIX in tests/api/authorisation_matrix.py has rows of routes that are not there: {gone}"
     assert set(BODIES) | NEED_A_COOKIE <= set(MATRIX)
+
+
+async def test_no_route_escapes_the_table(settings: Settings) -> None:
+    router, sub = build_router(settings), FastAPI()
+
+    async def anything() -> None: ...
+
+    router.add_api_websocket_route("/socket", anything)
+    sub.add_api_route("/page", anything)
+    sub.add_api_websocket_route("/socket", anything)
+    app = create_application(router, settings)
+    app.mount("/api/v1/sub", sub)
+    app.add_api_route("/api/v1/later", anything)
+    assert routes_of(app) - set(MATRIX) == {
+        ("WEBSOCKET", "/socket"),
+        ("GET", "/sub/page"),
+        ("WEBSOCKET", "/sub/socket"),
+        ("GET", "/later"),
+    }

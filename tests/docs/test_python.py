@@ -49,6 +49,8 @@ SURROUNDINGS: Final[dict[str, Callable[[Code], Awaitable[None]]]] = {
     "statement-timeout": database_surroundings.statement_timeout,
     "subscriptions": event_surroundings.subscriptions,
     "own-events": event_surroundings.own_events,
+    "mounted-application": extension_surroundings.mounted_application,
+    "web-socket": extension_surroundings.web_socket,
     "request-sizes": http_surroundings.request_sizes,
     "uploads": http_surroundings.uploads,
 }

@@ -14,10 +14,12 @@ from uuid import UUID
 from fastapi import Depends, Header, Path, Query, Request, Response
 from fastapi.security import OAuth2PasswordBearer
 from sqlmodel.ext.asyncio.session import AsyncSession
+from starlette.requests import HTTPConnection
 
 from app.api.job_events import JobFollower, TooManyStreams
 from app.api.refresh_cookie import refresh_cookie
 from app.core.config import CryptSettings, PostgresSettings, Settings
+from app.core.connection import application_of, state_of
 from app.core.db.database import async_get_db, reading
 from app.core.db.engine import DatabaseUnavailable
 from app.core.db.replica import Replica, lagging
@@ -40,6 +42,7 @@ from app.crud.crud_tier import TierNotFound, crud_tiers
 from app.crud.crud_users import UserNotFound, crud_users
 from app.crud.helper import Paging
 from app.middleware.replica_middleware import subjects_of
+from app.middleware.websocket_edge import end_at_handshake
 from app.models.job import JobNotFound, may_see
 from app.models.rate_limit import RateLimit, RateLimitCreate, RateLimitUpdate
 from app.models.security_event import EventKind
@@ -52,9 +55,9 @@ SessionDep = Annotated[AsyncSession, Depends(async_get_db, scope="function")]
 
 
 @same_for_all_callers
-async def get_app_settings(request: Request) -> Settings:
+async def get_app_settings(request: HTTPConnection) -> Settings:
     """The settings this app was built with."""
-    settings: Settings = request.app.state.settings
+    settings: Settings = state_of(request).settings
     return settings
 
 
@@ -62,9 +65,9 @@ SettingsDep = Annotated[Settings, Depends(get_app_settings)]
 
 
 @same_for_all_callers
-async def get_app_dependencies(request: Request) -> list[Dependency]:
+async def get_app_dependencies(request: HTTPConnection) -> list[Dependency]:
     """The services this app talks to."""
-    dependencies: list[Dependency] = request.app.state.dependencies
+    dependencies: list[Dependency] = state_of(request).dependencies
     return dependencies
 
 
@@ -72,9 +75,9 @@ DependenciesDep = Annotated[list[Dependency], Depends(get_app_dependencies)]
 
 
 @same_for_all_callers
-async def get_drain(request: Request) -> Drain:
+async def get_drain(request: HTTPConnection) -> Drain:
     """Whether the server was told to stop."""
-    drain: Drain = request.app.state.drain
+    drain: Drain = state_of(request).drain
     return drain
 
 
@@ -124,7 +127,7 @@ BearerToken = Annotated[str | None, Depends(_bearer)]
 RefreshCookie = Annotated[str | None, Depends(refresh_cookie)]
 
 
-async def get_client(request: Request) -> Client:
+async def get_client(request: HTTPConnection) -> Client:
     """Where the request comes from."""
     agent = request.headers.get("User-Agent", "")[:LONGEST_USER_AGENT]
     visible = agent.encode("ascii", "replace").decode() if agent.isprintable() else None
@@ -153,7 +156,7 @@ NOBODY = Caller()
 _CALLER = "slipway.caller"  # in a request's state
 
 
-async def caller_of(request: Request) -> Caller:
+async def caller_of(request: HTTPConnection) -> Caller:
     """Who asks. One statement, before the request's own transaction and once per request; none for nobody.
 
     Not a dependency, each of which takes FastAPI some 10 microseconds. And it declares no security scheme, since every
@@ -168,10 +171,10 @@ async def caller_of(request: Request) -> Caller:
     return caller
 
 
-async def _look_up_caller(request: Request) -> Caller:
+async def _look_up_caller(request: HTTPConnection) -> Caller:
     # Not by `headers`, which decodes all of them.
     sent = [value.decode("latin-1") for name, value in request.scope["headers"] if name == b"authorization"]
-    if not sent or not request.app.state.settings.inherits(PostgresSettings, CryptSettings):
+    if not sent or not state_of(request).settings.inherits(PostgresSettings, CryptSettings):
         return NOBODY  # Without these groups, nobody can sign in.
     try:
         return await _signed_in(request, sent)
@@ -179,11 +182,11 @@ async def _look_up_caller(request: Request) -> Caller:
         return Caller(problem=problem)
 
 
-async def _signed_in(request: Request, sent: list[str]) -> Caller:
+async def _signed_in(request: HTTPConnection, sent: list[str]) -> Caller:
     scheme, _, credentials = sent[0].partition(" ")
     if scheme.lower() != "bearer" or len(sent) > 1:
         raise InvalidToken  # Another scheme, no scheme, or a second header that nobody would have looked at.
-    token = decode_access_token(credentials.strip(), request.app.state.settings)
+    token = decode_access_token(credentials.strip(), state_of(request).settings)
     async with reading() as db:
         user = await crud_users.get_signed_in(db, token.user_uuid, token.session_id, token.jti)
     if user is None:
@@ -191,8 +194,17 @@ async def _signed_in(request: Request, sent: list[str]) -> Caller:
     return Caller(token, user)
 
 
+async def is_still_signed_in(connection: HTTPConnection) -> bool:
+    """Whether the credentials of this request or WebSocket are good at this moment: one statement each time.
+
+    For what lasts, such as a WebSocket, after whose start a token can expire and a login can be ended.
+    """
+    caller = await _look_up_caller(connection)
+    return caller.problem is None and caller.user is not None
+
+
 @same_for_all_callers
-async def get_access_token(request: Request, _: BearerToken) -> AccessToken | None:
+async def get_access_token(request: HTTPConnection, _: BearerToken) -> AccessToken | None:
     """The verified access token, if there is one. A broken one is an error, never an anonymous caller."""
     caller = await caller_of(request)
     if caller.problem is not None:
@@ -204,7 +216,7 @@ OptionalToken = Annotated[AccessToken | None, Depends(get_access_token)]
 
 
 @same_for_all_callers
-async def get_optional_user(request: Request, token: OptionalToken) -> User | None:
+async def get_optional_user(request: HTTPConnection, token: OptionalToken) -> User | None:
     """The signed-in user, or nobody."""
     user = (await caller_of(request)).user
     if token is not None and user is not None:
@@ -247,15 +259,17 @@ CurrentSuperuser = Annotated[User, Depends(get_current_superuser)]
 
 @lagging
 @same_for_all_callers
-async def get_reading_session(request: Request) -> AsyncIterator[AsyncSession]:
+async def get_reading_session(request: HTTPConnection) -> AsyncIterator[AsyncSession]:
     """A session that only reads: on the replica where there is one, once it has what this caller has written."""
-    replica: Replica | None = request.app.state.replica
+    replica: Replica | None = state_of(request).replica
     if replica is None:
         async with reading() as db:
+            end_at_handshake(request.scope, db)
             yield db
         return
     await caller_of(request)
     async with replica.reading(subjects_of(request)) as db:
+        end_at_handshake(request.scope, db)
         yield db
 
 
@@ -263,7 +277,7 @@ ReadingSessionDep = Annotated[AsyncSession, Depends(get_reading_session, scope="
 
 
 @limits_routes
-async def limit_rate(request: Request) -> None:
+async def limit_rate(request: HTTPConnection) -> None:
     """Counts the request: under its user, or else under the address it comes from."""
     if (user := (await caller_of(request)).user) is not None:
         await limit(request, user.id, user.tier_id)
@@ -272,9 +286,9 @@ async def limit_rate(request: Request) -> None:
 
 
 @same_for_all_callers
-async def get_rate_limiter(request: Request) -> Limiter:
+async def get_rate_limiter(request: HTTPConnection) -> Limiter:
     """What counts requests."""
-    limiter: Limiter = request.app.state.rate_limiter
+    limiter: Limiter = state_of(request).rate_limiter
     return limiter
 
 
@@ -285,7 +299,7 @@ class CrossSiteRequest(Forbidden):
     text = "This may not be asked from another site's page."
 
 
-async def require_same_site(request: Request, settings: SettingsDep) -> None:
+async def require_same_site(request: HTTPConnection, settings: SettingsDep) -> None:
     """For what a browser's cookie alone can do: refuses what another site's page makes the browser ask.
 
     Goes by `Sec-Fetch-Site`, and by `Origin` where a browser is too old to send it. Neither means no browser.
@@ -451,7 +465,7 @@ async def get_job_follower(
         caller = await _look_up_caller(request)
         return caller.problem is None and may_see(caller.user, job)
 
-    feed: Feed = request.app.state.job_feed
+    feed: Feed = state_of(request).job_feed
     who = f"user {user.id}" if user is not None else f"address {client.address}"
     if not feed.has_room_for(who):
         raise TooManyStreams
@@ -549,14 +563,14 @@ def require_known_path(app_paths: list[str], path: str) -> None:
 
 async def get_rate_limit_create(request: Request, _: CurrentSuperuser, values: RateLimitCreate) -> RateLimitCreate:
     """A new rule, for a path that exists."""
-    require_known_path(limited_paths(request.app), values.path)
+    require_known_path(limited_paths(application_of(request.scope)), values.path)
     return values
 
 
 async def get_rate_limit_update(request: Request, _: CurrentSuperuser, values: RateLimitUpdate) -> RateLimitUpdate:
     """A changed rule, for a path that exists."""
     if "path" in values.model_fields_set:
-        require_known_path(limited_paths(request.app), values.path)
+        require_known_path(limited_paths(application_of(request.scope)), values.path)
     return values
 
 

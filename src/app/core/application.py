@@ -1,6 +1,7 @@
 """The application class: FastAPI with the engine's middleware around the application's own."""
 
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from fastapi import FastAPI
@@ -9,10 +10,12 @@ from starlette.middleware.authentication import AuthenticationMiddleware
 from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import Response
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, ExceptionHandler, Receive, Scope, Send
 
 from app.core.connection import APPLICATION
+from app.core.db.before_answers import end_transactions_before_answers
 from app.core.exceptions.problem_response import problem_response
+from app.core.mounts import mount_templates, raise_again, share_errors
 
 
 class Application(FastAPI):
@@ -23,6 +26,8 @@ class Application(FastAPI):
     Attributes:
         outer_middleware: the engine's, the outermost first.
         inner_middleware: the engine's that is next to the routes.
+        engine_handlers: of errors, for which the application has no handlers of its own.
+        mount_templates: the mounts whose paths have parameters, from `mounts.mount_templates`.
         mounted_middleware: those of `outer_middleware` that are there also where it is mounted in another application.
         user_middleware: the application's, from `middleware=`, `add_middleware` and `@app.middleware`.
     """
@@ -30,6 +35,8 @@ class Application(FastAPI):
     outer_middleware: Sequence[Middleware] = ()
     inner_middleware: Sequence[Middleware] = ()
     mounted_middleware: Sequence[Middleware] = ()
+    engine_handlers: Mapping[type[Exception], ExceptionHandler] = {}
+    mount_templates: Sequence[tuple[re.Pattern[str], str]] = ()
     _mounted_stack: ASGIApp | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -44,7 +51,14 @@ class Application(FastAPI):
 
     def build_middleware_stack(self) -> ASGIApp:
         """The engine's middleware, the application's, and the routes."""
+        self.prepare_routes()
         return self._build(self.outer_middleware)
+
+    def prepare_routes(self) -> None:
+        """Makes all routes ours that are there by now, those of mounted applications included. Can be repeated."""
+        end_transactions_before_answers(self)
+        share_errors(self)
+        self.mount_templates = mount_templates(self)
 
     def _build(self, outer: Sequence[Middleware]) -> ASGIApp:
         own = self.user_middleware
@@ -61,7 +75,7 @@ class Application(FastAPI):
 def handler_of_unexpected_errors(app: FastAPI) -> Callable[[Request, Exception], Any] | None:
     """What the application has registered for `Exception` or 500, the last one if there are two."""
     handlers: list[Any] = [handler for error, handler in app.exception_handlers.items() if error in (500, Exception)]
-    return handlers[-1] if handlers else None
+    return handlers[-1] if handlers and handlers[-1] is not raise_again else None
 
 
 def _with_problems(middleware: Middleware) -> Middleware:

@@ -1,15 +1,16 @@
 """The methods and request headers that the routes of an application declare."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from inspect import unwrap
 from typing import Any
 
+from fastapi import FastAPI
 from fastapi.dependencies.models import Dependant
 from fastapi.dependencies.utils import _get_flat_fields_from_params, _get_param_aliases
-from fastapi.routing import iter_route_contexts
 from fastapi.security import APIKeyHeader
-from starlette.routing import BaseRoute, Mount
+
+from app.core.mounts import all_routes
 
 
 @dataclass(slots=True)
@@ -24,18 +25,14 @@ class DeclaredRequests:
     headers: set[str] = field(default_factory=set)
 
 
-def declared_requests(routes: Sequence[BaseRoute]) -> DeclaredRequests:
-    """Reads these routes, those of included routers and those of mounted applications."""
+def declared_requests(app: FastAPI) -> DeclaredRequests:
+    """Reads the routes of this application and those of mounted ones."""
     declared = DeclaredRequests()
-    for route in iter_route_contexts(routes):
+    for _, route in all_routes(app):
         declared.methods.update(getattr(route, "methods", None) or ())
         dependant = getattr(route, "dependant", None)
         if isinstance(dependant, Dependant):
             declared.headers.update(name.title() for name in _headers_of(dependant))
-        if isinstance(route.original_route, Mount):
-            mounted = declared_requests(route.original_route.routes or ())
-            declared.methods |= mounted.methods
-            declared.headers |= mounted.headers
     return declared
 
 

@@ -10,6 +10,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 from starlette.types import Lifespan
 
+from app.core.application import Application
 from app.core.client_cache import refuse_max_age_without_middleware
 from app.core.config import (
     ClientSideCacheSettings,
@@ -23,7 +24,6 @@ from app.core.config import (
     StorageSettings,
     environment_of,
 )
-from app.core.db.before_answers import end_transactions_before_answers
 from app.core.db.database import close_database, open_database
 from app.core.db.engine import create_engine
 from app.core.db.replica import Replica
@@ -32,6 +32,7 @@ from app.core.doctor import refuse_certain_faults
 from app.core.draining import Drain, draining
 from app.core.metrics.pools import pools_measured
 from app.core.metrics.recent import Recent, open_recent
+from app.core.mounts import warn_of_open_documentation
 from app.core.readiness import Dependency
 from app.core.root_path import check_root_path
 from app.core.storage import open_storage, storage_is_on
@@ -45,7 +46,7 @@ from app.core.utils.redis_link import AnyLink
 
 
 @asynccontextmanager
-async def lifespan(app: FastAPI, inner: Sequence[Lifespan[Any]]) -> AsyncIterator[dict[str, Any] | None]:
+async def lifespan(app: Application, inner: Sequence[Lifespan[Any]]) -> AsyncIterator[dict[str, Any] | None]:
     """The app's, around those that the application has: the first is the outermost. Yields what all of them yield."""
     settings: SettingsGroup = app.state.settings
     check_root_path(app, app.state.root_path)
@@ -77,7 +78,9 @@ async def lifespan(app: FastAPI, inner: Sequence[Lifespan[Any]]) -> AsyncIterato
         for each in inner:
             own: Mapping[str, Any] | None = await stack.enter_async_context(each(app))
             state.update(own or {})
-        end_transactions_before_answers(app)  # Again, for the routes that were added since.
+        app.prepare_routes()  # Again, for the routes that were added since.
+        if environment_of(settings) is not EnvironmentOption.LOCAL:
+            warn_of_open_documentation(app)
         yield state or None  # A server may not know the state of a lifespan.
 
 

@@ -108,7 +108,9 @@ def add_route_table(app: FastAPI) -> None:
 
 def route_of(scope: Scope) -> Any | None:
     """The route that was found, with all that its including routers add, or None where FastAPI does not route."""
-    route = scope.get("fastapi", {}).get("effective_route_context") or scope.get("route")
+    route = scope.get("fastapi", {}).get("effective_route_context")
+    if route is None or route.starlette_route is not None:  # of a WebSocket or a mount, which the scope names itself
+        route = scope.get("route")
     return route if hasattr(route, "dependant") else None
 
 

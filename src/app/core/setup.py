@@ -10,7 +10,7 @@ from fastapi.telemetry import TelemetryConfig
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from starlette.middleware import Middleware
-from starlette.requests import Request
+from starlette.requests import HTTPConnection
 from starlette.responses import Response
 
 from app.core.application import Application
@@ -29,13 +29,12 @@ from app.core.config import (
     SettingsGroup,
     environment_of,
 )
-from app.core.db.before_answers import end_transactions_before_answers
 from app.core.declared_requests import declared_requests
 from app.core.docs import add_docs
 from app.core.doctor import say_in_short_why_it_does_not_start
 from app.core.events import Subscription
 from app.core.exceptions.http_exceptions import ServiceUnavailable
-from app.core.exceptions.problem_response import add_handlers, add_problem_handlers, answer_to
+from app.core.exceptions.problem_response import PROBLEM_HANDLERS, add_handlers, answer_to
 from app.core.lifespan import lifespan
 from app.core.metrics import add_metrics
 from app.core.metrics.readiness import look_at
@@ -98,9 +97,9 @@ def create_application(
     _add_lifespan(app, own_lifespan)
     say_in_short_why_it_does_not_start(app)
     check_cached_routes(app)
-    end_transactions_before_answers(app)
-    add_problem_handlers(app)
-    add_handlers(app, {RedisConnectionError: _on_redis_outage, RedisTimeoutError: _on_redis_outage})
+    outage: dict[type[Exception], Any] = dict.fromkeys((RedisConnectionError, RedisTimeoutError), _on_redis_outage)
+    app.engine_handlers = {**PROBLEM_HANDLERS, **outage}
+    add_handlers(app, app.engine_handlers)
     add_openapi(app)
     add_route_table(app)
     _add_docs_where_allowed(app, settings, docs_guard)
@@ -162,7 +161,7 @@ def _add_middleware(app: Application, settings: SettingsGroup, max_body_size: in
         app.add_middleware(RateLimitMiddleware)
     if isinstance(settings, CORSSettings) and settings.CORS_ORIGINS:
         # Around whatever can refuse or fail: a page of another origin cannot read an error without these headers.
-        app.add_middleware(CORSMiddleware, settings=settings, declared=lambda: declared_requests(app.routes))
+        app.add_middleware(CORSMiddleware, settings=settings, declared=lambda: declared_requests(app))
     if isinstance(settings, PostgresSettings) and settings.POSTGRES_READ_URL is not None:
         app.add_middleware(ReplicaMiddleware)
     app.add_middleware(RequestContextMiddleware)
@@ -176,7 +175,7 @@ def _add_middleware(app: Application, settings: SettingsGroup, max_body_size: in
     app.outer_middleware, app.user_middleware = app.user_middleware, own
 
 
-def _on_redis_outage(request: Request, error: Exception) -> Response:
+def _on_redis_outage(request: HTTPConnection, error: Exception) -> Response:
     outage = ServiceUnavailable()
     outage.__cause__ = error
     return answer_to(request, outage)

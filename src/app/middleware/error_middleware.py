@@ -6,6 +6,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.websockets import WebSocketDisconnect
 
 from app.core.application import handler_of_unexpected_errors
 from app.core.config import EnvironmentOption, environment_of
@@ -21,13 +22,16 @@ class ErrorMiddleware:
     """Answers an unexpected error with 500, the request id and nothing else; the log has the rest, under that id.
 
     A handler that the application has registered for `Exception` or 500 makes the answer instead. It also makes a
-    problem document of what Starlette answers in plain text.
+    problem document of what Starlette answers in plain text. A WebSocket is refused or closed with what it answers.
     """
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket":
+            await self._websocket(scope, receive, send)
+            return
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
@@ -59,6 +63,16 @@ class ErrorMiddleware:
             if begun:
                 raise  # Too late for another answer: the server must break the connection off.
             answer = await _answer_to(Request(scope, receive), error, reason)
+            await answer(scope, receive, send)
+
+    async def _websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await self.app(scope, receive, send)
+        except WebSocketDisconnect:
+            pass  # The client has left, and the handler waited for its next message.
+        except Exception:
+            log.exception("unhandled error", method="WEBSOCKET", path=scope["path"])
+            answer = problem_response(scope["state"]["request_id"], 500, detail=INTERNAL)
             await answer(scope, receive, send)
 
 

@@ -9,6 +9,7 @@ from app.core.utils.rate_limit.enforcement import HEADERS, RateLimited, limit
 from app.core.utils.rate_limit.routes import is_limited
 from app.middleware.headers import with_headers
 
+_HANDSHAKE = {"websocket.accept", "websocket.http.response.start"}
 _UNTOLD = {401, 403}  # Who may not ask does not get to know how much somebody asks.
 _UNREAD = {400, 413, 422}  # FastAPI reads the body before it looks at any dependency, the one that counts included.
 
@@ -20,6 +21,9 @@ class RateLimitMiddleware:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket":
+            await self._handshake(scope, receive, send)
+            return
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
@@ -37,6 +41,14 @@ class RateLimitMiddleware:
                     return
                 if status not in _UNTOLD and (headers := state.get(HEADERS)):
                     message = with_headers(message, *headers)
+            await send(message)
+
+        await self.app(scope, receive, send_with_headers)
+
+    async def _handshake(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] in _HANDSHAKE and message.get("status") not in _UNTOLD:
+                message = with_headers({"headers": [], **message}, *scope["state"].get(HEADERS, ()))
             await send(message)
 
         await self.app(scope, receive, send_with_headers)

@@ -3,6 +3,7 @@
 from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.core.connection import application_of
 from app.core.db.commits import watching_writes
 from app.core.db.replica import Replica
 from app.core.logger import USER_ID
@@ -17,7 +18,7 @@ class ReplicaMiddleware:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        replica: Replica | None = scope["app"].state.replica if scope["type"] == "http" else None
+        replica: Replica | None = application_of(scope).state.replica if scope["type"] == "http" else None
         if replica is None or scope["method"] in SAFE:
             await self.app(scope, receive, send)
             return

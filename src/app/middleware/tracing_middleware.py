@@ -6,7 +6,7 @@ import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.core.logger import TRACE_ID
-from app.core.route_table import route_of
+from app.core.mounts import template_of
 from app.core.tracing import Ended, server_span
 from app.middleware.headers import header
 from app.middleware.proxy_headers_middleware import VIA_TRUSTED_PROXY
@@ -71,10 +71,10 @@ def _note(scope: Scope, span: Ended) -> bool:
 
 
 def _describe(scope: Scope, span: Ended, status: int) -> None:
-    route = route_of(scope)
+    route = template_of(scope)
     if route is not None:
-        span.name(f"{scope['method']} {route.path_format}")
-        span.note(http__route=route.path_format)
+        span.name(f"{scope['method']} {route}")
+        span.note(http__route=route)
     if status:
         span.note(http__response__status_code=status)
     if status >= 500:

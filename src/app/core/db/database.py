@@ -415,6 +415,19 @@ def begin_request() -> None:
     forget_sessions()
 
 
+async def end_open_transactions() -> None:
+    """Commits and closes the sessions that are open in this request or task, before their users are done.
+
+    Used where a WebSocket is accepted, which then lasts: a session of its handshake is not to keep a connection, and
+    refuses to be used again. Raises what a commit raises.
+    """
+    for db in _open.get():
+        await _commit(db)
+        await _close(db)
+        db.info.clear()
+    _open.set(())
+
+
 def _adopt(db: AsyncSession) -> None:
     add_session(db)
     for watched in _watched.get():

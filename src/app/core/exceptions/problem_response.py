@@ -2,20 +2,23 @@
 
 import json
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Final
 
 import structlog
 from asyncpg.exceptions import InterfaceError, PostgresError
-from fastapi import FastAPI
-from fastapi.exception_handlers import http_exception_handler, request_validation_exception_handler
-from fastapi.exceptions import RequestValidationError
+from fastapi.exception_handlers import (
+    http_exception_handler,
+    request_validation_exception_handler,
+    websocket_request_validation_exception_handler,
+)
+from fastapi.exceptions import RequestValidationError, ValidationException, WebSocketRequestValidationError
 from fastapi.routing import iter_route_contexts
 from sqlalchemy.exc import SQLAlchemyError, StatementError
 from starlette._utils import get_route_path, is_async_callable
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import HTTPConnection
 from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ExceptionHandler
@@ -30,7 +33,12 @@ log = structlog.stdlib.get_logger("slipway.problem")
 
 MOST_FAULTS = 20
 LONGEST_NAME = 100
-_FASTAPIS = (None, http_exception_handler, request_validation_exception_handler)
+_FASTAPIS = (
+    None,
+    http_exception_handler,
+    request_validation_exception_handler,
+    websocket_request_validation_exception_handler,
+)
 INTERNAL = "Something went wrong here."
 
 
@@ -43,23 +51,8 @@ class ProblemResponse(Response):
         return json.dumps(content, separators=(",", ":")).encode("ascii")
 
 
-def add_problem_handlers(app: FastAPI) -> None:
-    """Registers the handlers for everything an endpoint, a dependency or the framework raises on purpose.
-
-    They replace FastAPI's own, and none of the application's. The error middleware answers unexpected errors.
-    """
-    add_handlers(
-        app,
-        {
-            HTTPException: _on_http_exception,
-            RequestValidationError: _on_validation_error,
-            **dict.fromkeys((StatementError, PostgresError, InterfaceError), _on_database_error),
-        },
-    )
-
-
 def add_handlers(app: Starlette, handlers: Mapping[type[Exception], ExceptionHandler]) -> None:
-    """Registers handlers of errors for which the application has none of its own."""
+    """Registers handlers of errors. They replace FastAPI's own, and none of the application's."""
     for error, handler in handlers.items():
         if app.exception_handlers.get(error) in _FASTAPIS:
             app.exception_handlers[error] = handler
@@ -96,12 +89,12 @@ def problem_response(
     return response
 
 
-def _on_http_exception(request: Request, error: Exception) -> Response:
+def _on_http_exception(request: HTTPConnection, error: Exception) -> Response:
     assert isinstance(error, HTTPException)  # noqa: S101 -- registered for nothing else
     return answer_to(request, error)
 
 
-def answer_to(request: Request, error: HTTPException) -> Response:
+def answer_to(request: HTTPConnection, error: HTTPException) -> Response:
     """The problem document for an error; one that is our own fault is logged with its cause."""
     problem = error if isinstance(error, Problem) else None
     status = error.status_code
@@ -124,8 +117,8 @@ def answer_to(request: Request, error: HTTPException) -> Response:
     return response
 
 
-def _on_validation_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, RequestValidationError)  # noqa: S101 -- registered for nothing else
+def _on_validation_error(request: HTTPConnection, error: Exception) -> Response:
+    assert isinstance(error, ValidationException)  # noqa: S101 -- registered for nothing else
     faults = error.errors()
     listed = list(faults) if isinstance(faults, Iterable) and not isinstance(faults, str | Mapping) else [faults]
     return problem_response(
@@ -153,7 +146,7 @@ def _fault(fault: Any) -> dict[str, Any]:
     }
 
 
-async def _on_database_error(request: Request, error: Exception) -> Response:
+async def _on_database_error(request: HTTPConnection, error: Exception) -> Response:
     """Answers what the request's data has caused. Everything else is an error of ours."""
     own = request.app.exception_handlers.get(SQLAlchemyError)  # A handler of the application, for a wider class.
     if own is not None and isinstance(error, SQLAlchemyError):
@@ -162,7 +155,7 @@ async def _on_database_error(request: Request, error: Exception) -> Response:
         )
         return answer
     problem = problem_of(error)
-    if problem is None or request.scope["type"] != "http":
+    if problem is None:
         raise error
     hide_values(error)  # Of an error that did not come from an engine of ours.
     log.info("refused by the database", problem=type(problem).__name__, error=str(error).partition("\n[SQL")[0])
@@ -174,7 +167,7 @@ def _shortened(part: object) -> int | str:
     return part if isinstance(part, int) else str(part)[:LONGEST_NAME]
 
 
-def allowed_methods(request: Request) -> list[str]:
+def allowed_methods(request: HTTPConnection) -> list[str]:
     """What the requested path answers to (RFC 9110, section 10.2.1). The router names its first match's only."""
     path = get_route_path(request.scope)
     routes = (route for route in iter_route_contexts(request.app.routes) if isinstance(route.original_route, Route))
@@ -182,6 +175,16 @@ def allowed_methods(request: Request) -> list[str]:
     return sorted(methods | {"HEAD"} if "GET" in methods else methods)
 
 
-def request_id_of(request: Request) -> str:
+def request_id_of(request: HTTPConnection) -> str:
     """The id the request context middleware gave this request."""
     return str(request.scope["state"]["request_id"])
+
+
+# For everything that a route, a dependency or the framework raises on purpose, of requests and WebSockets. The error
+# middleware answers unexpected errors.
+PROBLEM_HANDLERS: Final[Mapping[type[Exception], Any]] = {
+    HTTPException: _on_http_exception,
+    RequestValidationError: _on_validation_error,
+    WebSocketRequestValidationError: _on_validation_error,
+    **dict.fromkeys((StatementError, PostgresError, InterfaceError), _on_database_error),
+}

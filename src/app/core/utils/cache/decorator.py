@@ -9,12 +9,12 @@ from typing import Any, Final
 
 from fastapi import FastAPI
 from fastapi.dependencies.models import Dependant
-from fastapi.routing import iter_route_contexts
 from starlette.requests import Request
 from starlette.responses import Response
 
 from app.core.db.replica import may_lag
 from app.core.exceptions.cache_exceptions import InvalidRequestError
+from app.core.mounts import all_routes
 from app.core.route_table import route_of
 from app.core.settings.http import MAX_AGE, is_max_age
 from app.core.utils.cache.keys import Template, id_source
@@ -126,7 +126,7 @@ def check_cached_routes(app: FastAPI) -> None:
     Raises: InvalidRequestError for a decorator above the router's, for a GET that is to invalidate, and for one that
     reads on a replica.
     """
-    routes = list(iter_route_contexts(app.routes))
+    routes = [route for _, route in all_routes(app)]
     used = {route.endpoint for route in routes}
     for route in routes:
         if getattr(route.endpoint, _WRAPPED_BY, route.endpoint) not in used:

@@ -8,8 +8,8 @@ from string import Formatter
 from typing import Any, Final
 
 from fastapi import FastAPI
-from fastapi.routing import iter_route_contexts
 
+from app.core.mounts import all_routes
 from app.core.utils.cache.decorator import reading_plan
 from app.core.utils.cache.entry import Entry
 from app.core.utils.cache.keys import DIGEST_BYTES, encoded, resource_key
@@ -103,10 +103,10 @@ def pieces(template: str) -> list[tuple[str, str | None]]:
 def known_prefixes(app: FastAPI) -> list[KnownPrefix]:
     """The prefixes of the cached routes of an app, sorted."""
     found: dict[str, tuple[set[str], set[str]]] = {}
-    for route in iter_route_contexts(app.routes):
+    for path, route in all_routes(app):
         if route.path and (plan := reading_plan(route)) is not None:
             paths, ids = found.setdefault(plan.key_prefix, (set(), set()))
-            paths.add(route.path_format or route.path)
+            paths.add(path)
             ids |= {str(getattr(plan.fixed_id, "value", plan.fixed_id))} if plan.fixed_id is not None else set()
     return [
         KnownPrefix(

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from starlette.requests import Request
 
 from app.core.config import RedisCacheSettings, SettingsGroup
+from app.core.connection import state_of
 from app.core.exceptions.cache_exceptions import MissingClientError
 from app.core.utils.cache.invalidation import Invalidator
 from app.core.utils.cache.store import Store
@@ -51,7 +52,7 @@ def cache_of(request: Request) -> Cache | None:
 
     Raises: MissingClientError when they do not, and it is not open.
     """
-    state = request.app.state
+    state = state_of(request)
     if hasattr(state, "cache"):
         found: Cache | None = state.cache
         return found

@@ -5,10 +5,11 @@ from typing import Any, Final, TypeVar
 
 from starlette.requests import HTTPConnection
 
+from app.core import mounts
 from app.core.client_address import network_of
 from app.core.config import RateLimitMode
+from app.core.connection import state_of
 from app.core.exceptions.http_exceptions import Problem
-from app.core.route_table import route_of
 from app.core.utils.rate_limit.limiter import Decision, Limiter
 from app.core.utils.rate_limit.rules import Rule, canonical
 
@@ -54,11 +55,11 @@ async def limit(request: HTTPConnection, user_id: int | None = None, tier_id: in
 
     Raises: RateLimited.
     """
-    limiter: Limiter | None = getattr(request.app.state, "rate_limiter", None)
+    limiter: Limiter | None = getattr(state_of(request), "rate_limiter", None)
     if limiter is None or limiter.mode is RateLimitMode.OFF:
         return
     cost = getattr(request.scope["endpoint"], _COST, 1)
-    rule = limiter.rules.find(tier_id, template_of(request), request.scope.get("method", ""))
+    rule = limiter.rules.find(tier_id, template_of(request), request.scope.get("method", "GET"))
     if rule is None or cost == 0:
         return
     subject = address_subject(request) if user_id is None else user_subject(user_id)
@@ -97,7 +98,7 @@ def address_subject(request: HTTPConnection) -> str:
 
 def template_of(request: HTTPConnection) -> str:
     """The template of the route that was found, with all prefixes, as rules and OpenAPI name it."""
-    return canonical(getattr(route_of(request.scope), "path_format", None) or request.scope["path"])
+    return canonical(mounts.template_of(request.scope) or request.scope["path"])
 
 
 def _violated(decision: Decision, cost: int) -> list[str]:

@@ -5,8 +5,9 @@ from typing import Any, Final, TypeVar
 
 from fastapi import FastAPI
 from fastapi.dependencies.models import Dependant
-from fastapi.routing import APIRoute, iter_route_contexts
+from fastapi.routing import APIRoute, APIWebSocketRoute
 
+from app.core.mounts import all_routes
 from app.core.route_inputs import same_for_all_callers
 
 _LIMITS: Final = "__rate_limits__"
@@ -27,19 +28,19 @@ def limited_paths(app: FastAPI) -> list[str]:
     OpenAPI spells them, and each template with one of its methods, such as `GET /api/v1/user/{username}`.
     """
     found = {
-        (context.path_format, method)
-        for context in _documented(app)
+        (template, method)
+        for template, context in _documented(app)
         if is_limited(context.dependant)
-        for method in ("", *context.methods)
+        for method in ("", *(context.methods or {"GET"}))  # The handshake of a WebSocket is a GET.
     }
     return [f"{method} {template}" if method else template for template, method in sorted(found)]
 
 
-def _documented(app: FastAPI) -> Iterator[Any]:
-    # FastAPI keeps included routers as a tree, in which a route does not know its prefix.
-    for context in iter_route_contexts(app.routes):
-        if isinstance(context.original_route, APIRoute) and context.path and context.include_in_schema:
-            yield context
+def _documented(app: FastAPI) -> Iterator[tuple[str, Any]]:
+    for template, context in all_routes(app):
+        route = context.original_route
+        if isinstance(route, APIWebSocketRoute) or (isinstance(route, APIRoute) and context.include_in_schema):
+            yield template, context
 
 
 def is_limited(dependant: Dependant) -> bool:
