@@ -328,6 +328,34 @@ async def test_an_application_that_has_answered_before_is_shared_too(settings: S
         assert_is_problem(await client.get("nosuch"), 404)
 
 
+async def test_its_own_middleware_is_inside_of_everything(settings: Settings) -> None:
+    sub = an_application()
+
+    @sub.middleware("http")
+    async def refuse(request: Request, call_next: Any) -> Response:
+        if request.url.path.endswith("/me"):
+            raise HTTPException(403, {"code": "NO"})
+        answer: Response = await call_next(request)
+        return answer
+
+    def mount(app: FastAPI) -> str:
+        app.mount("/sub", sub)
+        return "/sub"
+
+    async with started(mount) as (_, client, _):
+        assert assert_is_problem(await client.get("me"), 403)["code"] == "NO"
+        assert (await client.post("note/1")).status_code == 200
+
+
+@pytest.mark.parametrize("sub", [FastAPI(debug=True), Starlette(debug=True)])
+async def test_one_that_shows_tracebacks_stops_the_start(settings: Settings, sub: Starlette) -> None:
+    app = create_application(APIRouter(), settings)
+    app.mount("/sub", sub)
+    with pytest.raises(ValueError, match="mounted at /sub has debug=True"):
+        async with app.router.lifespan_context(app):
+            pass
+
+
 # ---- What is no FastAPI ----
 
 

@@ -175,7 +175,8 @@ async def test_whoever_may_not_is_refused_before_the_socket_is_accepted(settings
         broken: list[Any] = [["bearer", "broken"], ["bearer", f"{token}x"], ["bearer"]]
         for protocols in broken:
             assert (await refusal_of(f"{url}/mine", subprotocols=protocols))[0] == 401
-        assert (await refusal_of(f"{url}/optional", subprotocols=["bearer", "broken"]))[0] == 401
+        for protocols in broken:
+            assert (await refusal_of(f"{url}/optional", subprotocols=protocols))[0] == 401
         both: dict[str, Any] = {"additional_headers": {"Authorization": f"Bearer {token}"}}
         assert (await refusal_of(f"{url}/mine", subprotocols=["bearer", token], **both))[0] == 401
         assert (await refusal_of(f"{url}/superuser", subprotocols=["bearer", token]))[0] == 403

@@ -29,6 +29,7 @@ class Application(FastAPI):
         engine_handlers: of errors, for which the application has no handlers of its own.
         mount_templates: the mounts whose paths have parameters, from `mounts.mount_templates`.
         mounted_middleware: those of `outer_middleware` that are there also where it is mounted in another application.
+        uses_fastapis_telemetry: whether FastAPI makes spans and metrics of its own.
         user_middleware: the application's, from `middleware=`, `add_middleware` and `@app.middleware`.
     """
 
@@ -37,17 +38,22 @@ class Application(FastAPI):
     mounted_middleware: Sequence[Middleware] = ()
     engine_handlers: Mapping[type[Exception], ExceptionHandler] = {}
     mount_templates: Sequence[tuple[re.Pattern[str], str]] = ()
+    uses_fastapis_telemetry: bool = False
     _mounted_stack: ASGIApp | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers. Mounted in another `Application`, it leaves to that one's middleware what the engine's does."""
         if scope["type"] == "lifespan" or scope.setdefault(APPLICATION, self) is self:
-            await super().__call__(scope, receive, send)
-            return
-        if self._mounted_stack is None:
-            self._mounted_stack = self._build(self.mounted_middleware)
+            if self.middleware_stack is None or self.uses_fastapis_telemetry or scope["type"] == "lifespan":
+                await super().__call__(scope, receive, send)
+                return
+            stack = self.middleware_stack  # At once: FastAPI and Starlette take two calls more to do this.
+            if self.root_path:
+                scope["root_path"] = self.root_path
+        else:
+            stack = self._mounted_stack = self._mounted_stack or self._build(self.mounted_middleware)
         scope["app"] = self
-        await self._mounted_stack(scope, receive, send)
+        await stack(scope, receive, send)
 
     def build_middleware_stack(self) -> ASGIApp:
         """The engine's middleware, the application's, and the routes."""

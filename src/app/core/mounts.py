@@ -52,9 +52,16 @@ def share_errors(app: FastAPI) -> None:
     """Has mounted applications answer errors as this one does, where they have no handlers of their own.
 
     Their unexpected errors reach this application's middleware instead of becoming an answer in plain text.
+
+    Raises: ValueError for one with `debug=True`, which answers with tracebacks.
     """
-    for _, mounted in mounted_applications(app):
+    for path, mounted in mounted_applications(app):
         if isinstance(mounted, Starlette):
+            if mounted.debug:
+                raise ValueError(
+                    f"The application mounted at {path} has debug=True: an answer with a traceback shows secrets. "
+                    "Leave it out: the log has the traceback under the answer's request id."
+                )
             before = dict(mounted.exception_handlers)
             add_handlers(mounted, getattr(app, "engine_handlers", {}))
             if not before.keys() & {500, Exception}:

@@ -88,6 +88,7 @@ def create_application(
     # FastAPI's own finds no mounted application when the proxy has stripped it.
     root_path = fastapi_kwargs.pop("root_path", "") or getattr(settings, "ROOT_PATH", "")
     app = Application(**{"telemetry": _NO_TELEMETRY} | _metadata(settings) | fastapi_kwargs | FIXED_OPTIONS)
+    app.uses_fastapis_telemetry = "telemetry" in fastapi_kwargs
     app.state.settings = settings
     app.state.dependencies = []
     app.state.root_path = root_path

@@ -32,13 +32,14 @@ def read_bearer_protocol(scope: Scope) -> bool:
     if BEARER not in offered:
         return False
     place = offered.index(BEARER) + 1
-    tokens = offered[place : place + 1]
-    left = offered[:place] + offered[place + 1 :]
-    scope["subprotocols"] = left
-    headers = [pair for pair in scope["headers"] if pair[0] != _PROTOCOLS]
-    headers.append((_PROTOCOLS, ", ".join(left).encode("latin-1")))
-    headers += [(b"authorization", f"Bearer {token}".encode("latin-1")) for token in tokens]
-    scope["headers"] = headers
+    token = "".join(offered[place : place + 1])  # Without one, the credentials are broken, and not absent.
+    del offered[place : place + 1]
+    scope["subprotocols"] = offered
+    scope["headers"] = [
+        *(pair for pair in scope["headers"] if pair[0] != _PROTOCOLS),
+        (_PROTOCOLS, ", ".join(offered).encode("latin-1", "replace")),
+        (b"authorization", f"Bearer {token}".encode("latin-1", "replace")),
+    ]
     return True
 
 
@@ -139,8 +140,9 @@ class WebSocketEdge:
             if self.status != 101:
                 self.status = status
             reason = _reason_of(status, media_type, b"".join(body))
-            with suppress(OSError):  # The client may have left.
-                await self._send({"type": "websocket.close", "code": _close_code_of(status), "reason": reason})
+            if not self._has_left:
+                with suppress(OSError, RuntimeError):  # The client may have left just now.
+                    await self._send({"type": "websocket.close", "code": _close_code_of(status), "reason": reason})
 
 
 def _close_code_of(status: int) -> int:
