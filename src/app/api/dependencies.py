@@ -84,18 +84,18 @@ async def get_drain(request: HTTPConnection) -> Drain:
 DrainDep = Annotated[Drain, Depends(get_drain)]
 
 
-async def get_storage(request: Request) -> Storage:
+async def get_storage(request: HTTPConnection) -> Storage:
     """Where uploaded files are stored."""
-    storage: Storage = request.app.state.storage
+    storage: Storage = state_of(request).storage
     return storage
 
 
 StorageDep = Annotated[Storage, Depends(get_storage)]
 
 
-async def get_storage_or_none(request: Request) -> Storage | None:
+async def get_storage_or_none(request: HTTPConnection) -> Storage | None:
     """Where uploaded files are stored, or None where they are not."""
-    return getattr(request.app.state, "storage", None)
+    return getattr(state_of(request), "storage", None)
 
 
 StorageOrNone = Annotated[Storage | None, Depends(get_storage_or_none)]
