@@ -9,7 +9,7 @@ from typing import Any, Final
 from sqlmodel.ext.asyncio.session import AsyncSession
 from starlette.types import Message, Receive, Scope, Send
 
-from app.core.db.database import end_open_transactions
+from app.core.db.database import end_open_sessions
 from app.core.exceptions.problem_response import MEDIA_TYPE, problem_response
 from app.core.exceptions.statuses import phrase_of
 from app.core.route_table import route_of
@@ -95,7 +95,7 @@ class WebSocketEdge:
                 await self.send({"type": "websocket.close", "code": 1000})
 
     async def _accept(self, message: Message) -> None:
-        await end_open_transactions()
+        await end_open_sessions()
         for db in self._scope.pop(_SESSIONS, ()):
             await db.close()
         if self._offers_bearer and not message.get("subprotocol"):

@@ -26,6 +26,7 @@ from app.core.db.engine import create_engine, shares_connections
 from app.core.db.outages import DatabaseUnavailable, TransactionAborted, is_aborted
 from app.core.db.sharing import (
     ReadingSession,
+    SharingSession,
     WritingSession,
     add_session,
     ending,
@@ -310,7 +311,7 @@ class _TransactionScope(AbstractAsyncContextManager[AsyncSession]):
         db = self._db
         try:
             if error is None or (isinstance(error, Problem) and error.keeps_changes):
-                await self._end()
+                await self.end(db, of_request=self._of_request)
             elif _UNNOTICED in db.info and not isinstance(error, GeneratorExit):
                 await db.rollback()
                 await _commit(db)  # Of nothing, but for what has to follow from the commit that was made before.
@@ -325,15 +326,19 @@ class _TransactionScope(AbstractAsyncContextManager[AsyncSession]):
             if db.info.get(_ROLLED_BACK) or db.info.get(_AFTER_ROLLBACK):
                 await asyncio.shield(asyncio.create_task(db.run_rollback_actions()))
 
-    async def _end(self) -> None:
+    @staticmethod
+    async def end(db: "Transaction", *, of_request: bool) -> None:
+        """Commits, or rolls back what a caught error has aborted. Raises: TransactionAborted, in jobs and scripts."""
+        if db.sync_session.is_closed:  # by `end_open_sessions`
+            return
         try:
-            await _commit(self._db)
-            remove_session(self._db)
-            if self._db.in_transaction() or self._db.sync_session.guests:  # Another task has joined it since.
-                await self._db.commit()
+            await _commit(db)
+            remove_session(db)
+            if db.in_transaction() or db.sync_session.guests:  # Another task has joined it since.
+                await db.commit()
         except TransactionAborted as error:
-            await self._db.rollback()
-            if not self._of_request:
+            await db.rollback()
+            if not of_request:
                 raise
             log.warning("request's transaction was rolled back", caught=type(error.__cause__ or error).__name__)
 
@@ -415,17 +420,19 @@ def begin_request() -> None:
     forget_sessions()
 
 
-async def end_open_transactions() -> None:
-    """Commits and closes the sessions that are open in this request or task, before their users are done.
+async def end_open_sessions() -> None:
+    """Commits and closes what is open in this request, before its users are done with it.
 
-    Used where a WebSocket is accepted, which then lasts: a session of its handshake is not to keep a connection, and
-    refuses to be used again. Raises what a commit raises.
+    For a WebSocket that is accepted, and then lasts: a session of its handshake is not to keep a connection. One that
+    is a transaction refuses to be used again. Raises what a commit raises.
     """
-    for db in _open.get():
-        await _commit(db)
+    for db in reversed(open_sessions()):  # The innermost first, which may use the connection of another one.
+        if isinstance(db, Transaction):
+            await _TransactionScope.end(db, of_request=True)
+        remove_session(db)
+        if isinstance(db.sync_session, SharingSession):
+            await wait_for_guests(db.sync_session)
         await _close(db)
-        db.info.clear()
-    _open.set(())
 
 
 def _adopt(db: AsyncSession) -> None:
