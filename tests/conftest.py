@@ -38,7 +38,7 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 
 from app.api import PREFIX, build_router
 from app.api.dependencies import get_current_superuser
-from app.core.config import Settings, get_settings
+from app.core.config import Settings, SettingsError, get_settings
 from app.core.db.database import async_get_db, begin_request, close_database, open_database
 from app.core.setup import create_application
 from app.subscriptions import SUBSCRIPTIONS
@@ -47,6 +47,13 @@ from scripts.embedded import Postgres, Valkey, free_port, scratch_folder
 from tests.processes import IN_FULL
 
 pytest_plugins = ["tests.canaries"]
+
+try:
+    Settings()
+except SettingsError as error:
+    raise pytest.UsageError(
+        f"{error.code}\nGive it a value for the tests, in os.environ.update() at the top of tests/conftest.py."
+    ) from None
 
 # Test processes that run at the same time take their ports from different ranges.
 _WORKER = os.environ.get("PYTEST_XDIST_WORKER")

@@ -102,16 +102,72 @@ def test_middleware_is_pure_asgi() -> None:
 
 
 def test_every_router_is_mounted() -> None:
+    """Those that a setting's value switches on have only to be included in `build_router`, below an `if`."""
     assert len(ROUTERS) > 10
     settings = Settings()
     app = create_application(build_router(settings), settings)
     mounted = {
         route.endpoint for route in iter_route_contexts(app.routes) if isinstance(route.original_route, APIRoute)
     }
+    switched = switched_by_a_value((APP / "api" / "__init__.py").read_text())
     for module in ROUTERS:
+        name = module.__name__.rpartition(".")[2]
         for route in module.router.routes:
             assert isinstance(route, APIRoute)
-            assert route.endpoint in mounted, f"{module.__name__}: {route.path}"
+            assert route.endpoint in mounted or name in switched, (
+                f"{module.__name__} is not mounted: add `limited.include_router({name}.router)` to build_router() in "
+                "src/app/api/__init__.py. Where a setting switches it on, write that below `if settings.THE_SETTING:`."
+            )
+
+
+def switched_by_a_value(source: str) -> set[str]:
+    """The names that `build_router` has only below an `if` that asks for more than groups of settings."""
+    (function,) = [
+        node for node in ast.parse(source).body if isinstance(node, ast.FunctionDef) and node.name == "build_router"
+    ]
+    found: dict[bool, set[str]] = {True: set(), False: set()}
+
+    def look(node: ast.AST, *, below: bool) -> None:
+        if isinstance(node, ast.Name):
+            found[below].add(node.id)
+        for child in ast.iter_child_nodes(node):
+            is_switch = isinstance(node, ast.If | ast.IfExp) and not asks_for_groups_only(node.test)
+            look(child, below=below or is_switch)
+
+    look(function, below=False)
+    return found[True] - found[False]
+
+
+def asks_for_groups_only(test: ast.expr) -> bool:
+    """Whether a condition consists of `settings.inherits(...)`, and so holds for the whole `Settings`."""
+    if isinstance(test, ast.BoolOp):
+        return all(map(asks_for_groups_only, test.values))
+    return isinstance(test, ast.Call) and ast.unparse(test.func) == "settings.inherits"
+
+
+@pytest.mark.parametrize(
+    ("condition", "is_switch"),
+    [
+        ("settings.inherits(A)", False),
+        ("settings.inherits(A, B) and settings.inherits(C)", False),
+        ("settings.SHOP_ENABLED", True),
+        ("settings.inherits(A) and settings.SHOP_MODE == 'live'", True),
+        ("not settings.inherits(A)", True),
+        ("getattr(settings, 'SHOP_ENABLED', False)", True),
+    ],
+)
+def test_what_a_value_switches(condition: str, is_switch: bool) -> None:
+    source = f"""
+def build_router(settings):
+    limited.include_router(users.router)
+    if {condition}:
+        for resource in (shop, users):
+            limited.include_router(resource.router)
+"""
+    assert ("shop" in switched_by_a_value(source)) is is_switch
+    assert "users" not in switched_by_a_value(source)
+    source = f"def build_router(settings):\n    for one in [shop] if {condition} else []: include(one.router)"
+    assert ("shop" in switched_by_a_value(source)) is is_switch
 
 
 def test_every_table_is_in_the_migrations_metadata() -> None:

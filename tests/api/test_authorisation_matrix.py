@@ -9,7 +9,7 @@ import pytest
 from fastapi import FastAPI
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from app.api import build_router
+from app.api import PREFIX, build_router
 from app.core.config import Settings, get_settings
 from app.core.mounts import all_routes
 from app.core.setup import create_application
@@ -134,7 +134,7 @@ async def test_each_caller_gets_the_answer_in_the_table(
 async def test_the_document_says_where_signing_in_is_needed(app: FastAPI) -> None:
     for path, operations in app.openapi()["paths"].items():
         for method, operation in operations.items():
-            row = MATRIX.get((method.upper(), path.removeprefix("/api/v1")))
+            row = MATRIX.get((method.upper(), path.removeprefix(PREFIX)))
             if row is None:
                 continue  # The test below says so.
             anonymous = row[CALLERS.index("anonymous")]
@@ -145,9 +145,9 @@ async def test_the_document_says_where_signing_in_is_needed(app: FastAPI) -> Non
 def routes_of(app: FastAPI) -> set[tuple[str, str]]:
     """Every route of an app below `/api/v1`, those of mounted applications and WebSockets included."""
     return {
-        (method, template.removeprefix("/api/v1"))
+        (method, template.removeprefix(PREFIX))
         for template, context in all_routes(app)
-        if getattr(context, "dependant", None) is not None and template.startswith("/api/v1/")
+        if getattr(context, "dependant", None) is not None and template.startswith(f"{PREFIX}/")
         for method in context.methods or {"WEBSOCKET"}
     }
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from pydantic import SecretStr
+from pydantic_core import PydanticUndefined
 
 from app.core.config import (
     CORSSettings,
@@ -336,7 +337,19 @@ def test_secrets_do_not_show() -> None:
 def test_the_example_names_every_setting() -> None:
     example = (SRC / ".env.example").read_text()
     named = set(re.findall(r"(?m)^(?:# )?([A-Z][A-Z0-9_]+)=", example))
-    assert named == set(Settings.model_fields) | {"EMBEDDED_SERVICES"}
+    known = set(Settings.model_fields) | {"EMBEDDED_SERVICES"}
+    missing = "\n".join(example_line(name) for name in sorted(known - named))
+    assert known <= named, f"Add to src/.env.example, with a comment that says what it is:\n{missing}\n"
+    assert named <= known, (
+        f"Remove from src/.env.example what is no setting any more: {', '.join(sorted(named - known))}"
+    )
+
+
+def example_line(name: str) -> str:
+    """The line of a setting with its default; a secret and what has no default are left empty."""
+    default = Settings.model_fields[name].default
+    text = "" if default is None or default is PydanticUndefined or isinstance(default, SecretStr) else str(default)
+    return f'# {name}="{text}"'
 
 
 def test_no_two_groups_share_the_name_of_a_validator() -> None:
