@@ -31,6 +31,7 @@ from sqlalchemy import (
     TypeDecorator,
     Unicode,
     event,
+    func,
     text,
 )
 from sqlalchemy.dialects import postgresql
@@ -368,6 +369,17 @@ async def test_other_statements_that_a_session_has_to_run(engine: AsyncEngine) -
     async with reading() as db:
         ((row, right),) = await pair.all(db)
     assert (row.left, row.ratio, right) == (2, 0.5, "b")
+
+
+async def test_a_column_with_the_name_of_another_result(engine: AsyncEngine) -> None:
+    await write(TwoKeys(left=1, right="a"), TwoKeys(left=2, right="b"))
+    count = select(func.count()).select_from(TwoKeys).scalar_subquery()
+    pair: PreparedSelect[tuple[TwoKeys, int]] = PreparedSelect(
+        select(TwoKeys, count.label("ratio")).order_by(col(TwoKeys.left))
+    )
+    for opener in (reading, transaction):
+        async with opener() as db:
+            assert [(row.left, row.ratio, total) for row, total in await pair.all(db)] == [(1, 0.5, 2), (2, 0.5, 2)]
 
 
 async def test_listeners_on_the_engine_see_the_statement(engine: AsyncEngine) -> None:
