@@ -14,6 +14,7 @@ from app.core.connection import application_of, state_of
 from app.core.db.schema_version import explain_schema_error
 from app.core.exceptions.framework_errors import can_be_the_frameworks, problem_instead_of
 from app.core.exceptions.problem_response import INTERNAL, problem_response
+from app.core.exceptions.response_errors import explain_not_loaded, hide_values_of_answer
 
 log = structlog.stdlib.get_logger("slipway.error")
 
@@ -57,9 +58,12 @@ class ErrorMiddleware:
         try:
             await self.app(scope, receive, send_noticed)
         except Exception as error:
+            hide_values_of_answer(error)
             log.exception("unhandled error", method=scope["method"], path=scope["path"])
             if (reason := await explain_schema_error(error)) is not None:
                 log.error("schema error", reason=reason)
+            elif (reason := explain_not_loaded(error)) is not None:
+                log.error("attribute not loaded", reason=reason)
             if begun:
                 raise  # Too late for another answer: the server must break the connection off.
             answer = await _answer_to(Request(scope, receive), error, reason)

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 import httpx2
 import pytest
-from fastapi import APIRouter
+from fastapi import APIRouter, FastAPI
 from pydantic import BaseModel, ConfigDict
 from sqlalchemy import Column, DateTime, ForeignKey, MetaData, Text, func, select
 from sqlalchemy.orm import (
@@ -27,7 +27,7 @@ from sqlmodel import Field, Relationship, SQLModel, col
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from app.api.dependencies import PagingDep, ReadingSessionDep, SessionDep
-from app.core.config import Settings
+from app.core.config import EnvironmentOption, Settings
 from app.core.db.database import reading, transaction
 from app.core.db.not_loaded import NotLoaded
 from app.core.schemas import Page
@@ -138,7 +138,7 @@ AUTHOR = selectinload(Post.author)  # type: ignore[arg-type]  # SQLModel's annot
 
 
 @pytest.fixture
-async def client(settings: Settings) -> AsyncIterator[httpx2.AsyncClient]:
+def app(settings: Settings) -> FastAPI:
     router = APIRouter()
 
     @router.post("/post", response_model=PostRead, status_code=201)
@@ -163,7 +163,11 @@ async def client(settings: Settings) -> AsyncIterator[httpx2.AsyncClient]:
     async def read(id: int, db: ReadingSessionDep) -> Post:  # noqa: A002 -- as above
         return await crud_posts.get_present(db, id, options=[AUTHOR])
 
-    app = create_application(router, settings)
+    return create_application(router, settings)
+
+
+@pytest.fixture
+async def client(app: FastAPI) -> AsyncIterator[httpx2.AsyncClient]:
     async with app.router.lifespan_context(app), client_of(app) as client:
         client.base_url = httpx2.URL("http://test/")
         async with transaction() as db:
@@ -321,10 +325,19 @@ async def test_an_answer_that_lacks_its_relation(
     else:
         answer = await client.get(path)
     assert answer.status_code == 500
-    assert "author" not in answer.text
+    assert "selectinload(Post.author)" in answer.json()["detail"]  # in `local` only
     log = capsys.readouterr().out
-    assert "Post.author is not loaded" in log
-    assert "selectinload(Post.author)" in log
+    reason = next(line for line in log.splitlines() if "event='attribute not loaded'" in line)
+    assert "Post.author is not loaded" in reason
+    assert "selectinload(Post.author)" in reason
+    assert "first" not in log  # the row's title
+
+
+async def test_production_shows_no_reason(client: httpx2.AsyncClient, settings: Settings, app: FastAPI) -> None:
+    app.state.settings = settings.model_copy(update={"ENVIRONMENT": EnvironmentOption.PRODUCTION})
+    answer = await client.post("forgetful", json={"title": "first", "author_id": 1})
+    assert answer.status_code == 500
+    assert "author" not in answer.text
 
 
 # ---- Finders and writing ----
