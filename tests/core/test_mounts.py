@@ -356,6 +356,16 @@ async def test_one_that_shows_tracebacks_stops_the_start(settings: Settings, sub
             pass
 
 
+async def test_one_that_is_mounted_while_requests_are_answered_has_all_of_it(settings: Settings) -> None:
+    async with started(lambda _: "/late") as (app, client, _):
+        assert_is_problem(await client.post("note/1"), 404)
+        app.mount("/late", an_application())
+        assert (await client.post("note/1")).status_code == 200
+        assert calls == [1]
+        assert_is_problem(await client.get("raises/own"), 500)
+        assert_is_problem(await client.get("nosuch"), 404)
+
+
 # ---- What is no FastAPI ----
 
 

@@ -55,6 +55,12 @@ class Application(FastAPI):
         scope["app"] = self
         await stack(scope, receive, send)
 
+    def mount(self, path: str, app: ASGIApp, name: str | None = None) -> None:
+        """Mounts an application, also one that is mounted while requests are answered."""
+        super().mount(path, app, name)
+        if self.middleware_stack is not None:
+            self.prepare_routes()
+
     def build_middleware_stack(self) -> ASGIApp:
         """The engine's middleware, the application's, and the routes."""
         self.prepare_routes()

@@ -11,7 +11,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.core.config import CORSSettings
 from app.core.declared_requests import DeclaredRequests
-from app.core.exceptions.http_exceptions import Problem
+from app.core.exceptions.framework_errors import PreflightRefused
 from app.core.exceptions.problem_response import answer_to
 
 METHODS: Final = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
@@ -24,11 +24,6 @@ REQUEST_HEADERS: Final = (
     "Cache-Control",
 )
 RESPONSE_HEADERS: Final = ("X-Request-ID", "Retry-After", "RateLimit", "RateLimit-Policy", "ETag", "Age", "X-Cache")
-
-
-class PreflightRefused(Problem):
-    status = 400
-    text = "The origin, the method or a header is not allowed."
 
 
 class CORSMiddleware(cors.CORSMiddleware):

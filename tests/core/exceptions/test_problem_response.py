@@ -211,6 +211,8 @@ async def test_a_header_can_come_twice() -> None:
     headers.append("WWW-Authenticate", "Basic")
     answer = await answer_to(HTTPException(401, headers=headers))
     assert answer.headers.get_list("WWW-Authenticate") == ["Bearer", "Basic"]
+    pairs: Any = [("Link", "</a>"), ("Link", "</b>")]
+    assert (await answer_to(HTTPException(409, headers=pairs))).headers.get_list("Link") == ["</a>", "</b>"]
 
 
 async def test_a_subclass_is_an_error_like_any_other() -> None:

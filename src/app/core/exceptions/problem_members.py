@@ -84,8 +84,9 @@ def raw_headers(headers: Mapping[Any, Any] | None) -> list[tuple[bytes, bytes]]:
 
 
 def _pairs(headers: Mapping[Any, Any]) -> Iterator[tuple[Any, Any]]:
-    multiple = getattr(headers, "multi_items", None) or headers.items  # Starlette's headers can have a name twice.
-    for name, value in multiple():
+    # Starlette's headers can have a name twice, and so can a list of pairs.
+    pairs = getattr(headers, "multi_items", None) or getattr(headers, "items", None)
+    for name, value in pairs() if pairs is not None else headers:
         values: Iterable[Any] = value if isinstance(value, list | tuple | set | frozenset) else (value,)
         yield from ((name, each) for each in values if each is not None)
 
