@@ -275,6 +275,26 @@ async def test_handlers_that_never_come_to_an_end_are_an_error(opened: Opened, a
     assert await names() == {"ada": "Ada"}
 
 
+async def test_a_handler_enqueues_a_job_that_is_not_lost(opened: Opened, ada: User, settings: Settings) -> None:
+    """In the API and in workers, where the queue is open, and in scripts, where it is not."""
+    done: list[int] = []
+
+    async def tell(ctx: dict[str, Any], user_id: int) -> None:
+        done.append(user_id)
+
+    async def enqueue(db: AsyncSession, event: UserChanged) -> None:
+        await queue.enqueue(db, "tell", event.id)
+
+    opened.subscriptions.append(subscribe(UserChanged, enqueue))
+    async with transaction() as db:
+        await by_attribute(db, ada)
+    async with queue.open_queue(settings):
+        async with transaction() as db:
+            (await db.get_one(User, ada.id)).name = "Alan"
+        await drain_jobs([job(tell, name="tell")])
+    assert done == [ada.id, ada.id]
+
+
 async def test_a_handler_after_the_commit_finds_it_made_and_cannot_undo_it(
     opened: Opened, ada: User, capsys: pytest.CaptureFixture[str]
 ) -> None:
