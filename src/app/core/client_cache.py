@@ -1,6 +1,6 @@
 """How long browsers and shared caches may keep a route's answers, and whether they may at all."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 from weakref import ref
 
@@ -19,13 +19,13 @@ from app.core.utils.cache import reading_plan
 
 
 class ClientMaxAge:
-    """What `client_max_age` makes: a dependency that does nothing but say so."""
+    """A dependency that declares for how long the answers of its routes may be kept."""
 
     def __init__(self, seconds: int) -> None:
         self.seconds = seconds
 
     async def __call__(self) -> None:
-        """The middleware has looked at it before the first request."""
+        """Does nothing: the middleware reads the declaration."""
 
 
 def client_max_age(seconds: int) -> ClientMaxAge:
@@ -53,16 +53,21 @@ class ClientCachePolicy:
     Attributes:
         is_shareable: whether only what is declared can tell callers apart.
         max_age: seconds that the route itself has declared.
-        vary: the request headers that the answer depends on, besides those of credentials; in lower case.
+        vary: the request headers that the answer depends on, those of credentials included; in lower case.
         key_headers: headers that are credentials here, and harmless elsewhere.
         key_queries: query parameters that are credentials.
+        vary_line: `vary` as an answer has it.
     """
 
     is_shareable: bool
     max_age: int | None = None
-    vary: frozenset[bytes] = frozenset()
+    vary: frozenset[bytes] = frozenset(name.encode() for name in CREDENTIALS)
     key_headers: frozenset[bytes] = frozenset()
     key_queries: frozenset[str] = frozenset()
+    vary_line: bytes = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "vary_line", b", ".join(name.title() for name in sorted(self.vary)))
 
 
 _PRIVATE: Final = ClientCachePolicy(is_shareable=False)
@@ -96,7 +101,7 @@ def policy_of(route: Any) -> ClientCachePolicy:
     return ClientCachePolicy(
         is_shareable=not inputs.unknown and not any(_can_tell_callers_apart(route, inputs)),
         max_age=_declared(route.dependant) if max_age is None else max_age,
-        vary=frozenset(name.encode() for name in headers - {*CREDENTIALS} if "_" not in name),
+        vary=frozenset(name.encode() for name in {*headers, *CREDENTIALS} if "_" not in name),
         key_headers=frozenset(name.encode() for name in inputs.key_headers) & HARMLESS,
         key_queries=frozenset(inputs.key_queries),
     )

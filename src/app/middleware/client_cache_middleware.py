@@ -8,7 +8,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.core.client_cache import ClientCachePolicies, ClientCachePolicy
 from app.core.harmless_headers import HARMLESS
-from app.core.route_inputs import CREDENTIALS
 from app.core.utils.cache.entry import NOT_IN_304, etag_of, matches
 from app.middleware.headers import has_header, header, with_headers
 
@@ -17,7 +16,6 @@ _PRIVATE: Final = (b"cache-control", b"private, no-store")
 _OF_ONE_CALLER: Final = frozenset(
     {b"set-cookie", b"www-authenticate", b"authentication-info", b"proxy-authenticate", b"proxy-authentication-info"}
 )
-_CREDENTIALS: Final = frozenset(name.encode() for name in CREDENTIALS)
 
 
 class ClientCacheMiddleware:
@@ -81,9 +79,9 @@ class ClientCacheMiddleware:
         return {**message, "headers": [*message["headers"], _PRIVATE]}, False
 
     def _is_anonymous(self, scope: Scope, policy: ClientCachePolicy) -> bool:
-        for name, _ in scope["headers"]:
-            if name not in self._harmless or name in policy.key_headers:
-                return False
+        names = [name for name, _ in scope["headers"]]
+        if not self._harmless.issuperset(names) or (policy.key_headers and not policy.key_headers.isdisjoint(names)):
+            return False
         if not policy.key_queries:
             return True
         query = parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True)
@@ -95,9 +93,10 @@ class ClientCacheMiddleware:
         lifetime = max_age + (int(age) if age.isdigit() else 0)
         allowed = b"public, max-age=%d" % lifetime if max_age else b"public, no-cache"
         told = [name.strip() for given, value in message["headers"] if given == b"vary" for name in value.split(b",")]
-        known = {name.lower() for name in told}
-        added = sorted(name for name in _CREDENTIALS | policy.vary if name not in known)
-        vary = b", ".join([*told, *(name.title() for name in added)])
+        vary = policy.vary_line
+        if told:
+            known = {name.lower() for name in told}
+            vary = b", ".join([*told, *(name.title() for name in sorted(policy.vary - known))])
         return with_headers(message, (b"cache-control", allowed), (b"vary", vary))
 
 
