@@ -52,5 +52,6 @@ async def dump(db: AsyncSession) -> str:
     connection = await db.connection()
     rows: list[str] = []
     for table in SQLModel.metadata.sorted_tables:
-        rows += await connection.scalars(text(f'SELECT t::text FROM "{table.name}" AS t'))  # noqa: S608 -- our names
+        name = connection.dialect.identifier_preparer.format_table(table)
+        rows += await connection.scalars(text(f"SELECT t::text FROM {name} AS t"))  # noqa: S608 -- our names
     return "\n".join(rows)

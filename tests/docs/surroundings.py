@@ -8,8 +8,8 @@ import inspect
 import io
 import json
 import logging
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,14 @@ import pytest
 import structlog
 from fastapi import APIRouter, Depends, FastAPI
 from pydantic import BaseModel
+from sqlalchemy import MetaData, text
 from sqlmodel import SQLModel
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from app.api import build_router
 from app.api.dependencies import SessionDep
 from app.core.config import EnvironmentOption, Settings, SettingsError
+from app.core.db.column_types import store_enums_as_text
 from app.core.db.database import reading, transaction
 from app.core.db.engine import create_engine
 from app.core.logger import configure_logging
@@ -180,14 +182,30 @@ async def own_app(code: Code) -> None:
             assert (await client.get(path)).status_code == 200, path
 
 
+@contextmanager
+def own_tables(code: Code) -> Iterator[MetaData]:
+    """Where a block's tables go: the application may have tables and classes of the same names."""
+    classes = [node for node in ast.walk(ast.parse(code.block.text)) if isinstance(node, ast.ClassDef)]
+    names = {node.name.lower() for node in classes}
+    tables = MetaData(naming_convention=SQLModel.metadata.naming_convention)
+    for other in SQLModel.metadata.sorted_tables:
+        if other.name not in names:
+            other.to_metadata(tables)
+    known = set(SQLModel._sa_registry.mappers)
+    store_enums_as_text(tables)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(SQLModel, "metadata", tables)
+        try:
+            yield tables
+        finally:
+            for mapper in set(SQLModel._sa_registry.mappers) - known:
+                SQLModel._sa_registry._dispose_cls(mapper.class_)
+
+
 async def table(code: Code) -> None:
     """A model of a table, and what comes in and goes out; the table goes again."""
-    before = set(SQLModel.metadata.tables)
-    try:
+    with own_tables(code):
         names = await code.run()
-    finally:
-        for added in set(SQLModel.metadata.tables) - before:
-            SQLModel.metadata.remove(SQLModel.metadata.tables[added])
     models = [value for value in names.values() if isinstance(value, type) and issubclass(value, BaseModel)]
     made = [model for model in models if model.__name__.endswith("Create") and model.__module__ == names["__name__"]]
     assert made
@@ -197,17 +215,17 @@ async def table(code: Code) -> None:
 
 async def model(code: Code) -> None:
     """A model of a table, which PostgreSQL takes; the table goes again."""
-    before = set(SQLModel.metadata.tables)
     engine = create_engine(code.settings, pool_size=1)
-    try:
+    with own_tables(code) as tables:
+        before = set(tables.tables)
         await code.run()
-        async with engine.begin() as connection:
-            await connection.run_sync(SQLModel.metadata.create_all)
-        assert set(SQLModel.metadata.tables) > before
-    finally:
-        for added in set(SQLModel.metadata.tables) - before:
-            SQLModel.metadata.remove(SQLModel.metadata.tables[added])
-        await engine.dispose()
+        made = [tables.tables[name] for name in set(tables.tables) - before]
+        assert made
+        async with engine.connect() as connection:  # It is not committed, and what is there by that name is not asked.
+            await connection.execute(text("CREATE SCHEMA apart"))
+            await connection.execute(text("SET LOCAL search_path TO apart, public"))
+            await connection.run_sync(tables.create_all, made, checkfirst=False)
+    await engine.dispose()
 
 
 async def old_handler(code: Code) -> None:

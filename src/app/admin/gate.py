@@ -32,6 +32,7 @@ from app.core.config import Settings
 from app.core.db.data_errors import problem_of
 from app.core.db.database import reading, transaction
 from app.core.db.models import utc_now
+from app.core.db.schema_version import report_schema_error
 from app.core.exceptions.http_exceptions import Forbidden
 from app.core.logger import note_user
 from app.crud.crud_login_session import crud_login_sessions
@@ -46,6 +47,7 @@ SAFE: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 NOTED_EVERY: Final = timedelta(minutes=1)
 REFUSED: Final = "This form is not from your own console, or too old. Load the page again and repeat what you did."
 SIGNED_OUT: Final = "You are signed out: nothing was changed. Sign in again, and repeat what you did."
+UNEXPECTED: Final = "Something went wrong here. The log has it under this request's id."
 SIGNED_IN: Final = "You are signed in already."
 
 Refuse = Callable[[Request, int, str], Response]
@@ -118,7 +120,8 @@ class Gate:
                 await self._say(scope, answering, problem.status_code, str(problem.detail))
                 return
             log.exception("unhandled error", method=scope["method"], path=scope["path"])
-            await self._say(scope, answering, 500, "Something went wrong here. The log has it under this request's id.")
+            reason = await report_schema_error(error, self._settings)
+            await self._say(scope, answering, 500, reason or UNEXPECTED)
 
     async def _let_in(self, scope: Scope, receive: Receive, answering: Answer, origin: Origin) -> None:
         request, state = Request(scope, receive), scope["state"]

@@ -12,6 +12,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import ProgrammingError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from app.core.config import EnvironmentOption, SettingsGroup, environment_of
 from app.core.db.database import reading
 
 MIGRATIONS = Path(__file__).parents[3] / "migrations"
@@ -93,9 +94,12 @@ async def check_schema(engine: AsyncEngine) -> None:
         raise SchemaBehind(_behind(migrations.missing(applied)))
 
 
-def is_schema_error(error: BaseException | None) -> bool:
-    """Whether PostgreSQL lacks a table, a column or a schema that a statement names."""
-    return _schema_error(error) is not None
+async def report_schema_error(error: BaseException, settings: SettingsGroup) -> str | None:
+    """Log why a table or column is missing, and return it where the caller may read it: in `local`."""
+    reason = await explain_schema_error(error)
+    if reason is not None:
+        log.error("schema error", reason=reason)
+    return reason if environment_of(settings) is EnvironmentOption.LOCAL else None
 
 
 async def explain_schema_error(error: BaseException) -> str | None:
