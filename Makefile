@@ -34,8 +34,12 @@ worker: install ## Run a worker beside a running `make services`.
 migrate: install ## Bring the database to the newest schema.
 	@cd src && exec ../$(BIN)/alembic upgrade head
 
-# Through the environment, and not expanded: neither make nor the shell reads quotes and dollars in it.
-migration: export override m := $(value m)
+# The message goes through the environment, not expanded: neither make nor the shell reads quotes and dollars in it.
+ifdef m
+override m := $(value m)
+export m
+endif
+
 migration: install ## Write a migration from the models: make migration m="add colour".
 	@test -n "$$m" || { echo 'Say what it does: make migration m="add colour"' >&2; exit 2; }
 	@cd src && exec ../$(BIN)/alembic revision --autogenerate --message="$$m"
