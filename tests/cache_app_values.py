@@ -1,6 +1,7 @@
 """What tests have to know of `tests.cache_app`, which they do not import: it changes what belongs to all."""
 
 TABLES = """
+DROP TABLE IF EXISTS counter, computation CASCADE;
 CREATE TABLE counter (id int PRIMARY KEY, owner text NOT NULL, value int NOT NULL DEFAULT 0);
 CREATE TABLE computation (counter_id int NOT NULL, pid int NOT NULL);
 """

@@ -98,6 +98,7 @@ async def run(statement: str, **values: Any) -> Any:
 
 async def create_done() -> None:
     """A table for what jobs do."""
+    await run("DROP TABLE IF EXISTS done CASCADE")  # the application's
     await run("CREATE TABLE done (what text)")
 
 

@@ -10,6 +10,7 @@ from uuid import UUID, uuid5
 
 import pytest
 from sqlalchemy import Engine, event, select, text
+from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlmodel import SQLModel
 from sqlmodel.ext.asyncio.session import AsyncSession
 
@@ -91,6 +92,12 @@ async def all_rows(db: AsyncSession) -> dict[str, set[str]]:
     connection = await db.connection()
     tables = [table for table in SQLModel.metadata.sorted_tables if table.name != "cache_invalidation"]
     return {table.name: set(map(repr, await connection.execute(select(table)))) for table in tables}
+
+
+async def make_room(connection: AsyncConnection, *tables: str) -> None:
+    """Drops tables of the application that have the names of tables which a test is about to create."""
+    names = ", ".join(f'"{name}"' for name in tables)
+    await connection.execute(text(f"DROP TABLE IF EXISTS {names} CASCADE"))
 
 
 async def until_waited_for(db: AsyncSession) -> None:

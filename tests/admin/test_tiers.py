@@ -10,7 +10,7 @@ from app.models.tier import Tier
 from tests.admin.operator import post, text_of
 from tests.admin.people import act, cache, entries, is_cached, shows_as_text
 from tests.admin.world import HOSTILE
-from tests.helper import create_rate_limit, create_tier, create_user
+from tests.helper import create_rate_limit, create_tier, create_user, make_room
 
 pytestmark = pytest.mark.anyio
 
@@ -120,6 +120,7 @@ async def test_a_tier_that_an_applications_table_refers_to_stays_and_the_table_i
 ) -> None:
     tier = await create_tier(db, "pro")
     reference = f"tier_id int CONSTRAINT fk_plan_tier REFERENCES tier {options}"
+    await make_room(await db.connection(), "plan")
     await (await db.connection()).execute(text(f"CREATE TABLE plan ({reference})"))
     await (await db.connection()).execute(text("INSERT INTO plan VALUES (:tier_id)"), {"tier_id": tier.id})
     await db.commit()

@@ -37,6 +37,7 @@ from app.core.exceptions.http_exceptions import Conflict
 from app.core.setup import create_application
 from tests.conftest import client_of, second_session
 from tests.core.exceptions.test_problem_response import assert_is_problem
+from tests.helper import make_room
 from tests.served import served
 
 pytestmark = pytest.mark.anyio
@@ -355,7 +356,8 @@ async def started(app: FastAPI) -> AsyncIterator[httpx2.AsyncClient]:
 
 async def make_table() -> None:
     async with second_session() as db:
-        await db.exec(text("CREATE TABLE IF NOT EXISTS note (words text)"))  # type: ignore[call-overload]
+        await make_room(await db.connection(), "note")
+        await (await db.connection()).execute(text("CREATE TABLE note (words text)"))
 
 
 async def count_notes() -> int:

@@ -17,6 +17,7 @@ from app.core.db.database import transaction
 from app.crud.crud_base import CRUDBase
 from tests.docs.blocks import all_blocks
 from tests.docs.surroundings import Code
+from tests.helper import make_room
 
 
 async def caught_error(code: Code) -> None:
@@ -44,7 +45,9 @@ async def caught_error(code: Code) -> None:
     await code.run(router=router, SessionDep=SessionDep, IntegrityError=IntegrityError, **known)
     async with code.started(router) as client:
         async with transaction() as db:
-            await (await db.connection()).run_sync(Base.metadata.create_all)
+            connection = await db.connection()
+            await make_room(connection, *Base.metadata.tables)
+            await connection.run_sync(Base.metadata.create_all)
         first = await client.post("post?title=one")
         assert first.status_code == 201
         assert (await client.post("post?title=one")).json() == first.json()

@@ -11,7 +11,7 @@ from app.models.rate_limit import RateLimit
 from app.models.security_event import SecurityEvent
 from app.models.tier import Tier
 from app.models.user import User
-from tests.helper import create_rate_limit, create_superuser, create_tier, create_user, signed_in
+from tests.helper import create_rate_limit, create_superuser, create_tier, create_user, make_room, signed_in
 
 pytestmark = pytest.mark.anyio
 
@@ -22,6 +22,7 @@ async def refer_to(db: AsyncSession, table: str, row_id: int, options: str, *, n
     """Creates a table of the application with a row that refers to this one, and commits."""
     connection = await db.connection()
     reference = f'CONSTRAINT fk_{name}_{table} REFERENCES "{table}" {options}'
+    await make_room(connection, name)
     await connection.execute(text(f"CREATE TABLE {name} (id int PRIMARY KEY, of_id int NOT NULL {reference})"))
     await connection.execute(text(f"INSERT INTO {name} (id, of_id) VALUES (1, :of_id)"), {"of_id": row_id})  # noqa: S608 -- a name of these tests
     await db.commit()

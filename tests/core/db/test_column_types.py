@@ -46,6 +46,7 @@ from app.core.db import prepared_select
 from app.core.db.database import close_database, open_database, reading, transaction
 from app.core.db.detached import needs_session
 from app.core.db.prepared_select import PreparedSelect
+from tests.helper import make_room
 
 pytestmark = pytest.mark.anyio
 
@@ -256,6 +257,7 @@ class Letter(Base, table=True):
 async def engine(settings: Settings) -> AsyncIterator[AsyncEngine]:
     opened = open_database(settings, pool_size=2)
     async with opened.begin() as connection:
+        await make_room(connection, *Base.metadata.tables)
         await connection.run_sync(Base.metadata.create_all)
     yield opened
     await close_database(opened)

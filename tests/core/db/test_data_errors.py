@@ -46,6 +46,7 @@ from app.core.db.prepared_select import PreparedSelect
 from app.core.setup import create_application
 from app.crud.crud_base import CRUDBase
 from tests.conftest import client_of
+from tests.helper import make_room
 
 pytestmark = pytest.mark.anyio
 
@@ -240,7 +241,9 @@ async def app(settings: Settings) -> AsyncIterator[FastAPI]:
     app = create_application(router, settings)
     async with app.router.lifespan_context(app):
         async with transaction() as db:
-            await (await db.connection()).run_sync(Base.metadata.create_all)
+            connection = await db.connection()
+            await make_room(connection, *Base.metadata.tables, "late", "book")
+            await connection.run_sync(Base.metadata.create_all)
             for statement in (
                 "CREATE TABLE late (id int CONSTRAINT uq_late_id UNIQUE DEFERRABLE INITIALLY DEFERRED)",
                 "ALTER TABLE post ADD CONSTRAINT ex_post_key EXCLUDE USING btree (key WITH =)",

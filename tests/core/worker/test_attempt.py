@@ -109,6 +109,7 @@ async def test_a_jobs_effect_and_its_end_are_one_transaction(db: AsyncSession) -
 
 async def test_a_job_that_breaks_its_transaction_is_a_failure(db: AsyncSession) -> None:
     await create_done()
+    await run("DROP TABLE IF EXISTS parent, child CASCADE")  # the application's
     await run("CREATE TABLE parent (id integer PRIMARY KEY)")
     await run("CREATE TABLE child (id integer REFERENCES parent DEFERRABLE INITIALLY DEFERRED)")
 
@@ -180,6 +181,7 @@ async def test_a_job_that_has_committed_by_itself_and_fails_is_tried_again(db: A
 async def test_a_value_that_the_database_refuses_stands_in_no_log_and_in_no_row(
     db: AsyncSession, capsys: pytest.CaptureFixture[str], statement: str, value: str
 ) -> None:
+    await run("DROP TABLE IF EXISTS note CASCADE")
     await run("CREATE TABLE note (text text CHECK (text <> 's3cr3t\n[SQL s3cr3t'))")
 
     async def write(ctx: Context) -> None:

@@ -24,7 +24,7 @@ from app.core.utils.cache import cache
 from app.models.user import User
 from tests.conftest import second_session
 from tests.core.utils.cache.conftest import CacheSettings, Stored, running, started, states
-from tests.helper import create_user, signed_in
+from tests.helper import create_user, make_room, signed_in
 
 pytestmark = pytest.mark.anyio
 
@@ -282,6 +282,7 @@ async def posts(settings: Settings, stored: Stored) -> AsyncIterator[Posts]:
         posts = Posts(app, client)
         async with second_session() as db:
             posts.headers = signed_in(await create_user(db, username="alice"), settings)
+            await make_room(await db.connection(), "post")
             await run(
                 db,
                 "CREATE TABLE post (id int PRIMARY KEY, username text,"
