@@ -114,7 +114,9 @@ async def relations(code: Code) -> None:
     await code.run(**_tables | doors | {"__name__": __name__}, router=router, AsyncSession=AsyncSession)
     async with code.started(router) as client:
         async with transaction() as db:
-            await (await db.connection()).run_sync(_tables["Post"].metadata.create_all)
+            connection = await db.connection()
+            await make_room(connection, *_tables["Post"].metadata.tables)
+            await connection.run_sync(_tables["Post"].metadata.create_all)
             db.add(_tables["Author"](name="Ada"))
         await _read_and_write(client)
 

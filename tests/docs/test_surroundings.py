@@ -20,19 +20,19 @@ from app.core.db.models import TimestampMixin
 from app.core.schemas import RequestModel
 
 
-class Post(TimestampMixin, table=True):
+class UnlikelyName(TimestampMixin, table=True):
     id: int = Field(default=None, primary_key=True)
     created_by_user_id: int = Field(foreign_key="user.id")
 
 
-class PostCreate(RequestModel):
+class UnlikelyNameCreate(RequestModel):
     title: str
 """
 
 
 @pytest.fixture
 def table_of_the_application() -> Iterator[Table]:
-    table = Table("post", SQLModel.metadata, Column("id", Integer, primary_key=True))
+    table = Table("unlikelyname", SQLModel.metadata, Column("id", Integer, primary_key=True))
     yield table
     SQLModel.metadata.remove(table)
 
@@ -44,4 +44,4 @@ async def test_an_application_may_have_a_table_of_that_name(
     before = dict(SQLModel.metadata.tables)
     await getattr(surroundings, name)(Code(Block("docs/example.md:1", "python", TABLE, ("python", name)), settings))
     assert dict(SQLModel.metadata.tables) == before
-    assert SQLModel.metadata.tables["post"] is table_of_the_application
+    assert SQLModel.metadata.tables["unlikelyname"] is table_of_the_application

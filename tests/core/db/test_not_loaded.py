@@ -36,6 +36,7 @@ from app.core.utils.cache import cache
 from app.crud.crud_base import CRUDBase
 from app.crud.helper import Paging
 from tests.conftest import client_of
+from tests.helper import make_room
 
 pytestmark = pytest.mark.anyio
 
@@ -171,7 +172,9 @@ async def client(app: FastAPI) -> AsyncIterator[httpx2.AsyncClient]:
     async with app.router.lifespan_context(app), client_of(app) as client:
         client.base_url = httpx2.URL("http://test/")
         async with transaction() as db:
-            await (await db.connection()).run_sync(Base.metadata.create_all)
+            connection = await db.connection()
+            await make_room(connection, *Base.metadata.tables)
+            await connection.run_sync(Base.metadata.create_all)
             db.add(Author(name="Ada"))
         yield client
 
