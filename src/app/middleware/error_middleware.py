@@ -74,8 +74,10 @@ class ErrorMiddleware:
             await self.app(scope, receive, send)
         except WebSocketDisconnect:
             pass  # The client has left, and the handler waited for its next message.
-        except Exception:
+        except Exception as error:
             log.exception("unhandled error", method="WEBSOCKET", path=scope["path"])
+            if (reason := await explain_schema_error(error)) is not None:
+                log.error("schema error", reason=reason)
             answer = problem_response(scope["state"]["request_id"], 500, detail=INTERNAL)
             await answer(scope, receive, send)
 
