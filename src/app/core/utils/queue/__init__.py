@@ -1,7 +1,7 @@
 """The job queue: durable jobs, with ARQ's simple API (docs/jobs.md).
 
-await queue.enqueue(db, "name_of_function", argument)    # in a transaction: sent if and only if it is committed
-await queue.pool.enqueue_job("name_of_function", argument)    # at once
+await queue.enqueue(db, function, argument)    # in a transaction: sent if and only if it is committed
+await queue.pool.enqueue_job("name_of_function", argument)    # in the open transaction; at once where none is open
 """
 
 from collections.abc import AsyncIterator, Iterable
