@@ -18,6 +18,7 @@ import prometheus_client
 import pytest
 
 from app.core.config import Settings
+from app.core.settings.errors import variables_of
 from tests.helper import PASSWORD
 
 DUMPS = {"pg_dump"}  # holds what the database holds
@@ -30,7 +31,7 @@ FORMS = {
 
 def secrets() -> dict[str, str]:
     """The values of all settings that are secret, as the environment has them now; of addresses, their passwords."""
-    names = [name for name, field in Settings.model_fields.items() if "SecretStr" in str(field.annotation)]
+    names = [name for name, field in variables_of(Settings).items() if "SecretStr" in str(field.annotation)]
     known = {name: os.environ[name] for name in names if name in os.environ}
     known |= {name: _password_in(value) for name, value in known.items() if "://" in value}
     return {name: value for name, value in known.items() if len(value) >= SHORTEST} | {"a user's password": PASSWORD}

@@ -7,9 +7,11 @@ refuses it. https://github.com/compose-spec/compose-spec/blob/main/spec.md
 from typing import Any
 
 from app.core.config import Settings
+from app.core.settings.errors import variables_of
 
-VARIABLES = set(Settings.model_fields) | {"EMBEDDED_SERVICES", "WEB_CONCURRENCY", "ENV_FILE", "DATABASE_SETTINGS"}
-SECRETS = {name for name, field in Settings.model_fields.items() if "SecretStr" in str(field.annotation)}
+SETTINGS = variables_of(Settings)
+VARIABLES = set(SETTINGS) | {"EMBEDDED_SERVICES", "WEB_CONCURRENCY", "ENV_FILE", "DATABASE_SETTINGS"}
+SECRETS = {name for name, field in SETTINGS.items() if "SecretStr" in str(field.annotation)}
 POSTGRES_OWN = {"POSTGRES_USER", "POSTGRES_PASSWORD", "POSTGRES_DB"}
 POSTGRES_FILES = {f"{name}_FILE" for name in POSTGRES_OWN}  # the image reads the values from them
 

@@ -103,13 +103,22 @@ def _without_secrets(group: type[BaseSettings], text: str, values: Any) -> str:
 # ---- Names ----
 
 
+def variables_of(group: type[BaseSettings]) -> dict[str, FieldInfo]:
+    """Return the fields by the names of their environment variables, of which a field can have several."""
+    return {variable: field for name, field in group.model_fields.items() for variable in _names(group, name, field)}
+
+
+def _names(group: type[BaseSettings], name: str, field: FieldInfo) -> list[str]:
+    return list(_aliases(field.validation_alias)) or [f"{group.model_config.get('env_prefix', '')}{name}".upper()]
+
+
 def _variable(group: type[BaseSettings], key: str) -> tuple[str, FieldInfo | None]:
     """The environment variable behind a key of the input, and the field."""
     for name, field in group.model_fields.items():
-        aliases = list(_aliases(field.validation_alias))
-        if key in (name, *aliases):
-            given = [alias for alias in aliases if alias.upper() in map(str.upper, os.environ)]
-            return " or ".join(given or aliases) or f"{group.model_config.get('env_prefix', '')}{name}".upper(), field
+        names = _names(group, name, field)
+        if key in (name, *names):
+            given = [variable for variable in names if variable.upper() in map(str.upper, os.environ)]
+            return " or ".join(given or names), field
     return key, None
 
 
