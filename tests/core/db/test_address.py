@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from asyncpg.connect_utils import _parse_connect_dsn_and_args
@@ -14,6 +15,8 @@ from structlog.testing import capture_logs
 from app.core.config import PostgresSettings, Settings, SettingsError
 from app.core.db.address import PostgresAddress, parse_address
 from app.core.db.database import close_database, open_database, reading
+from app.core.doctor.database_facts import address_of
+from scripts.embedded import free_port
 from scripts.unprivileged import package_folder
 from tests.smtp_server import self_signed_certificate
 
@@ -83,6 +86,19 @@ def test_a_form(url: str, expected: tuple[Any, ...]) -> None:
     written = settings.postgres_url
     assert (written.username, written.password, found["host"], found["port"], written.database) == expected
     assert written.drivername == "postgresql+asyncpg"
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        (WHERE, "db.example:5432/app"),
+        ("postgresql://me:pw@one:1,two,[::1]:3/app", "one:1, two:5432, ::1:3/app"),
+        ("postgresql://me@/app?host=/run/postgresql&port=7", "/run/postgresql:7/app"),
+        ("postgresql:///app?user=me", "the local socket:5432/app"),
+    ],
+)
+def test_the_doctor_names_it_without_the_login(url: str, shown: str) -> None:
+    assert address_of(parse_address(url).url) == shown
 
 
 def test_an_address_without_a_host_leaves_it_to_the_driver() -> None:
@@ -368,5 +384,20 @@ async def test_options_and_the_name_of_the_application_reach_the_server(
         async with reading() as db:
             asked = text("SELECT current_setting('geqo'), current_setting('application_name')")
             assert (await (await db.connection()).execute(asked)).one() == ("off", "shop")
+    finally:
+        await close_database(engine)
+
+
+@pytest.mark.parametrize("query", ["", "target_session_attrs=read-write", "target_session_attrs=primary"])
+async def test_of_several_hosts_the_one_that_is_there_is_used(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, query: str
+) -> None:
+    login = f"{settings.POSTGRES_USER}:{quote(settings.POSTGRES_PASSWORD.get_secret_value())}"
+    hosts = f"127.0.0.1:{free_port()},127.0.0.1:{settings.POSTGRES_PORT}"
+    monkeypatch.setenv("POSTGRES_URL", f"postgres://{login}@{hosts}/{settings.POSTGRES_DB}?{query}")
+    engine = open_database(Settings())
+    try:
+        async with reading() as db:
+            assert (await (await db.connection()).execute(text("SELECT 1"))).scalar_one() == 1
     finally:
         await close_database(engine)
