@@ -13,6 +13,7 @@ from pydantic import (
     AliasChoices,
     AliasPath,
     BaseModel,
+    BeforeValidator,
     ByteSize,
     Field,
     Json,
@@ -21,12 +22,13 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from pydantic_core import PydanticCustomError
 
 from app.core.config import SettingsError, SettingsGroup
 
 VALUE = "hunter2,hunter3"
 LIST = 'must be a list in JSON, such as ["one", "two"].'
-FAILED = r"cannot be read: a validator raises TypeError \(test_broken_settings\.py, line \d+\)\."
+FAILED = r"cannot be read: a validator raises \w+Error \(test_broken_settings\.py, line \d+\)\."
 OBJECT = 'must be an object in JSON, such as {"name": "value"}.'
 
 
@@ -182,12 +184,24 @@ def _refuse(value: str) -> str:
     return value
 
 
+def _no_good_either(value: str) -> int:
+    return value // 2  # type: ignore[operator]  # the fault
+
+
+def _refuse_by_type(value: str) -> str:
+    if value:
+        raise PydanticCustomError("shop", "{value} is no country", {"value": value})
+    return value
+
+
 class WithValidators(SettingsGroup):
     ASSERTS: str = ""
     REFUSES: str = ""
     REPEATS: Annotated[str, AfterValidator(_refuse)] = ""
     FAILS: str = ""
     FAILS_TOO: Annotated[str, AfterValidator(_no_good)] = ""
+    FAILS_BELOW: Annotated[str, BeforeValidator(_no_good_either)] | None = None
+    CUSTOM: Annotated[str, AfterValidator(_refuse_by_type)] = ""
     PAIR: SecretStr | None = None
 
     @field_validator("ASSERTS")
@@ -226,6 +240,8 @@ class WithValidators(SettingsGroup):
             "FAILS_TOO",
             r"FAILS_TOO cannot be read: a validator raises TypeError \(test_broken_settings\.py, line \d+\)\.",
         ),
+        ("FAILS_BELOW", rf"FAILS_BELOW {FAILED}"),
+        ("CUSTOM", r"CUSTOM is not valid\."),
         ("PAIR", r"PAIR must be two, not \*\*\*\."),
     ],
 )
@@ -266,3 +282,15 @@ def test_lists_and_objects_are_json(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EITHER", "a,b")
     group = Group()
     assert (group.NAMES, group.PAIRS, group.EITHER) == (["a", "b"], {"a": 1}, "a,b")
+
+
+def test_a_validator_of_all_settings_that_fails_is_one_line() -> None:
+    class Group(SettingsGroup):
+        MINE: str = ""
+
+        @model_validator(mode="before")
+        @classmethod
+        def _fails(cls, values: Any) -> Any:
+            return values["NO_SUCH_NAME"]
+
+    assert re.fullmatch(f"The settings {FAILED}", stopped_by(Group))

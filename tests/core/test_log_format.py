@@ -177,6 +177,23 @@ def test_extra_that_is_no_dictionary(lines: Lines) -> None:
     assert (first["extra"], second["1"]) == ("given", 2)
 
 
+@pytest.mark.parametrize("name", ["event", "self", "method_name", "level", "logger", "positional_args", "_record"])
+def test_values_may_have_any_names(lines: Lines, name: str) -> None:
+    lines()
+    structlog.stdlib.get_logger("ours").warning("hello %s", "you", **{name: "given"})
+    structlog.stdlib.get_logger("ours").bind(answer=42).warning("hello you", **{name: ("given",)})
+    first, second = lines()
+    assert (first["event"], first["level"], first["logger"]) == ("hello you", "warning", "ours")
+    assert second["answer"] == 42
+
+
+def test_the_text_may_be_given_by_its_name(lines: Lines) -> None:
+    lines()
+    structlog.stdlib.get_logger("ours").info(event="hello")
+    (line,) = lines()
+    assert line["event"] == "hello"
+
+
 def test_errors_without_text_and_outside_of_except(lines: Lines) -> None:
     lines()
     ours, theirs = structlog.stdlib.get_logger("ours"), logging.getLogger("theirs")

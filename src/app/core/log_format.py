@@ -4,6 +4,7 @@ The usual line takes the short way (`json.dumps` at once). What that does not ta
 values, NaN, objects whose `repr` fails, values of megabytes) is first turned into plain values.
 """
 
+import functools
 import json
 import logging
 import math
@@ -44,7 +45,7 @@ def format_arguments(_: Any, __: str, event: Event) -> Event:
 def add_extra(_: Any, __: str, event: Event) -> Event:
     """Add what a line of the standard library has in `extra`, under another name where that one is taken."""
     record = event.get("_record")
-    if record is not None and not event.get("_from_structlog"):
+    if isinstance(record, logging.LogRecord) and not event.get("_from_structlog"):
         for name, value in record.__dict__.items():
             if name not in _STANDARD and name not in _OF_STRUCTLOG:
                 event[f"extra_{name}" if name in event or name in ("exc_info", "timestamp") else name] = value
@@ -101,6 +102,25 @@ class BoundLogger(structlog.stdlib.BoundLogger):
             known = {"level": method_name, "logger": self._logger.name, "log_error": type(error).__name__}
             line = {**self._context, **event_kw, "event": event, **known}
             return structlog.stdlib.ProcessorFormatter.wrap_for_formatter(self._logger, method_name, line)
+
+
+def _with_any_names(method: Callable[..., Any]) -> Callable[..., Any]:
+    """A method of `BoundLogger` whose own parameters are no names that a value cannot have."""
+
+    @functools.wraps(method)
+    def write(self: BoundLogger, event: Any = None, /, *args: Any, **values: Any) -> Any:
+        if event is None:
+            event = values.pop("event", None)
+        for name in _PARAMETERS & values.keys():
+            values[f"extra_{name}"] = values.pop(name)
+        return method(self, event, *args, **values)
+
+    return write
+
+
+_PARAMETERS: Final = {"event", "self", "method_name", *_OF_STRUCTLOG}
+for _method in ("debug", "info", "warning", "warn", "error", "critical", "fatal", "exception"):
+    setattr(BoundLogger, _method, _with_any_names(getattr(BoundLogger, _method)))
 
 
 def accept_any_extra() -> None:

@@ -356,6 +356,7 @@ def test_no_variable_of_libpq_replaces_a_default(monkeypatch: pytest.MonkeyPatch
 
 def test_pgbouncer_of_the_address_is_the_pool_mode(monkeypatch: pytest.MonkeyPatch) -> None:
     assert PostgresSettings(POSTGRES_URL=f"{WHERE}?pgbouncer=true").POSTGRES_POOL_MODE == "transaction"
+    assert PostgresSettings(POSTGRES_READ_URL=f"{WHERE}?pgbouncer=true").POSTGRES_POOL_MODE == "transaction"
     assert PostgresSettings(POSTGRES_URL=f"{WHERE}?pgbouncer=false").POSTGRES_POOL_MODE == "session"
     monkeypatch.setenv("POSTGRES_POOL_MODE", "session")
     with pytest.raises(SettingsError, match=r"^POSTGRES_POOL_MODE must be transaction"):

@@ -25,6 +25,7 @@ _FORMS: Final = {
     "byte_size_unit": "a size, such as 10MB",
     "json_invalid": "valid JSON",
 }
+_SHORTEST: Final = 3  # characters of a value that is looked for in a text
 _OWN_TEXT: Final = ("value_error", "assertion_error")  # A validator of the application wrote it.
 
 
@@ -78,13 +79,18 @@ def _requirement(field: FieldInfo | None, details: ErrorDetails) -> str:
     if kind in _FORMS:
         return f"must be {_FORMS[kind]}"
     if kind in _OWN_TEXT:
-        own = next(iter(_own_text(details).splitlines()), "").rstrip(".")
-        return "is not valid" if str(details["input"]) in own or not own else f"is not valid: {own}"
+        text = next(iter(_own_text(details).splitlines()), "").rstrip(".")
+        return f"is not valid: {text}" if text and not _is_in(details["input"], text) else "is not valid"
     if text.startswith("Input should be a valid "):
         text = text.partition(",")[0]  # What follows can have a part of the value.
     if text.startswith("Input should "):
         return f"must {text.removeprefix('Input should ')}"
-    return f"is not valid: {text[:1].lower()}{text[1:]}"
+    return "is not valid" if _is_in(details["input"], text) else f"is not valid: {text[:1].lower()}{text[1:]}"
+
+
+def _is_in(value: Any, text: str) -> bool:
+    """Whether a text repeats the value. Short ones may stand there by chance."""
+    return len(str(value)) >= _SHORTEST and str(value) in text
 
 
 def _own_text(details: ErrorDetails) -> str:
@@ -154,13 +160,15 @@ def _types(annotation: Any) -> Iterator[Any]:
 
 
 def _validators(group: type[BaseSettings]) -> Iterator[tuple[tuple[str, ...], types.CodeType]]:
-    """The functions that check fields, with the fields' names."""
-    for decorator in group.__pydantic_decorators__.field_validators.values():
-        yield decorator.info.fields, getattr(decorator.func, "__func__", decorator.func).__code__
-    for of_all in group.__pydantic_decorators__.model_validators.values():
-        yield (), getattr(of_all.func, "__func__", of_all.func).__code__
+    """The functions that check fields, with the fields' names; without names, those that check all of them."""
+    decorators = group.__pydantic_decorators__
+    functions: list[tuple[tuple[str, ...], Any]] = [
+        ((), of_all.func) for of_all in decorators.model_validators.values()
+    ]
+    functions += [(of_fields.info.fields, of_fields.func) for of_fields in decorators.field_validators.values()]
     for name, field in group.model_fields.items():
-        for item in field.metadata:
-            code = getattr(getattr(item, "func", None), "__code__", None)
-            if code is not None:
-                yield (name,), code
+        functions += [((name,), getattr(item, "func", None)) for item in (*field.metadata, *_types(field.annotation))]
+    for names, function in functions:
+        code = getattr(getattr(function, "__func__", function), "__code__", None)
+        if code is not None:
+            yield names, code

@@ -45,10 +45,11 @@ class PostgresSettings(SettingsGroup):
 
     @model_validator(mode="after")
     def _take_the_pool_mode_of_the_address(self) -> Self:
-        if self.POSTGRES_URL is not None and self.postgres_address.is_pgbouncer:
-            if "POSTGRES_POOL_MODE" in self.model_fields_set and self.POSTGRES_POOL_MODE != "transaction":
-                raise ValueError("POSTGRES_POOL_MODE must be transaction where POSTGRES_URL has pgbouncer=true.")
-            self.POSTGRES_POOL_MODE = "transaction"
+        for name, url in (("POSTGRES_URL", self.POSTGRES_URL), ("POSTGRES_READ_URL", self.POSTGRES_READ_URL)):
+            if url is not None and parse_address(url.get_secret_value()).is_pgbouncer:
+                if "POSTGRES_POOL_MODE" in self.model_fields_set and self.POSTGRES_POOL_MODE != "transaction":
+                    raise ValueError(f"POSTGRES_POOL_MODE must be transaction where {name} has pgbouncer=true.")
+                self.POSTGRES_POOL_MODE = "transaction"
         return self
 
     @property
