@@ -361,4 +361,5 @@ def test_no_two_groups_share_the_name_of_a_validator() -> None:
         decorators = group.__pydantic_decorators__  # type: ignore[attr-defined]  # of a type, for all mypy knows
         names += [*decorators.field_validators, *decorators.model_validators]
     assert len(names) > 5
-    assert sorted(names) == sorted(set(names))
+    shared = sorted({name for name in names if names.count(name) > 1})
+    assert not shared, "rename these validators in one of the groups that have them: " + ", ".join(shared)

@@ -154,6 +154,22 @@ def test_what_cannot_be_used_is_one_line_without_a_value(url: str, name: str) ->
     refusal(url, name)
 
 
+@pytest.mark.parametrize(
+    ("end", "hint"),
+    [
+        ("?sslMode=require", "must not have the parameter sslMode, which libpq does not know"),
+        ("?search_path=x", "settings of the server go into options=-c%20name%3Dvalue"),
+        ("?channel_binding=yes", "can have only disable or prefer or require as its channel_binding"),
+        ("%zz", "must have %25 in place of a %"),
+        ("?sslmode=prefer&sslcert=/x", "needs sslmode=require, verify-ca or verify-full for its sslcert"),
+        ("?sslmode=verify-ca", "needs sslrootcert, the file of the certificate to trust"),
+        ("?service=x", "write the parameters of the service into the URL"),
+    ],
+)
+def test_the_line_says_what_to_do(end: str, hint: str) -> None:
+    assert hint in refusal(f"{WHERE}{end}")
+
+
 def test_a_file_that_is_no_certificate_is_one_line(tmp_path: Path) -> None:
     file = tmp_path / f"{SECRET}.crt"
     file.write_text("no certificate")

@@ -82,8 +82,10 @@ def parse_address(text: str) -> PostgresAddress:
     """
     text = text.strip()
     parts = _FORM.fullmatch(text)
-    if parts is None or _BAD_ESCAPE.search(text):
+    if parts is None:
         raise ValueError("not a URL of PostgreSQL")
+    if _BAD_ESCAPE.search(text):
+        raise AddressError("must have %25 in place of a % that does not begin an escape such as %40")
     parameters = Parameters(parts["query"] or "")
     hosts = _hosts(parts["hosts"], parameters)
     user = parameters.take("user") or unquote(parts["user"] or "") or _system_user()

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Final
 from urllib.parse import unquote
 
-_NAME: Final = re.compile(r"[a-z_]{1,40}")
+_NAME: Final = re.compile(r"[A-Za-z_]{1,40}")
 _LISTS: Final = ("host", "port", "hostaddr")  # may be given several times
 # No answer depends on these: asyncpg has no such option, or the application has a setting of its own. The last three
 # are for poolers of hosters, which ignore them on other connections.
@@ -16,7 +16,7 @@ _IGNORED: Final = (
 )
 # The values that ask for what is done in any case, or do not insist.
 _ONLY: Final = {
-    "channel_binding": ("disable", "prefer"),
+    "channel_binding": ("disable", "prefer", "require"),
     "client_encoding": ("utf8", "utf-8", "unicode", "auto"),
     "gssencmode": ("disable", "prefer"),
     "gssdelegation": ("0",),

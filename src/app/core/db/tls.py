@@ -17,7 +17,7 @@ _HOME: Final = "~/.postgresql"  # where libpq looks for files that no parameter 
 
 
 class TLSFileError(Exception):
-    """A file of certificates cannot be used. The text names the parameter and the reason, not the file."""
+    """A file of certificates cannot be used. The text completes a sentence about the setting; it has no file's name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,7 @@ class TLS:
         context.check_hostname = self.mode == "verify-full"
         if root is None:
             if self.mode != "require":
-                raise TLSFileError("sslmode=verify-ca needs sslrootcert, the file of the certificate to trust")
+                raise TLSFileError("needs sslrootcert, the file of the certificate to trust, for its sslmode=verify-ca")
             context.verify_mode = ssl.CERT_NONE
         elif root == SYSTEM:
             context.load_default_certs()
@@ -72,7 +72,7 @@ class TLS:
         if context.verify_mode is ssl.CERT_NONE or (file is None and self.crl_folder is None):
             return
         if self.crl_folder is not None and not Path(self.crl_folder).is_dir():
-            raise TLSFileError("the folder of sslcrldir does not exist")
+            raise TLSFileError("names no folder as its sslcrldir")
         _load("sslcrl", lambda: context.load_verify_locations(cafile=file, capath=self.crl_folder))
         context.verify_flags |= ssl.VERIFY_CRL_CHECK_CHAIN
 
@@ -82,7 +82,7 @@ class TLS:
             return
         key = self.key or _in_home("postgresql.key")
         password = self.key_password  # Without one, OpenSSL would ask for it at the terminal.
-        _load("sslcert and sslkey", lambda: context.load_cert_chain(certificate, key, password=lambda: password))
+        _load("sslcert or sslkey", lambda: context.load_cert_chain(certificate, key, password=lambda: password))
 
 
 def _in_home(name: str) -> str | None:
@@ -97,6 +97,8 @@ def _load(parameters: str, load: Callable[[], None]) -> None:
     try:
         load()
     except ssl.SSLError as error:
-        raise TLSFileError(f"{parameters}: not a file of this kind ({error.reason or 'no certificate'})") from None
+        raise TLSFileError(
+            f"names a file as its {parameters} that holds none ({error.reason or 'no certificate'})"
+        ) from None
     except OSError as error:
-        raise TLSFileError(f"{parameters}: {error.strerror}") from None
+        raise TLSFileError(f"names a file as its {parameters} that cannot be read: {error.strerror}") from None
