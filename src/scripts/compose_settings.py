@@ -17,6 +17,7 @@ from app.core.config import ENV_FILE, EnvironmentOption, EnvironmentSettings, Fi
 
 from .env_file import new_secrets
 
+EXAMPLE: Final = Path(__file__).parents[1] / ".env.example"
 DATABASE_SETTINGS: Final = "DATABASE_SETTINGS"  # the variable that names the folder
 DATABASE_FILES: Final = {"POSTGRES_USER": "user", "POSTGRES_PASSWORD": "password", "POSTGRES_DB": "database"}
 _DEFAULTS: Final = {"POSTGRES_USER": "slipway", "POSTGRES_DB": "slipway"}
@@ -25,9 +26,10 @@ _GENERATED: Final = "ADMIN_PASSWORD_IS_GENERATED"
 
 def main() -> None:
     """Write the files, and say how to sign in. Raises: SettingsError outside of `local` when a secret is missing."""
-    stored = {name: value for name, value in dotenv_values(ENV_FILE).items() if value}
-    values = settings_of(stored, os.environ)
-    _write(ENV_FILE, "".join(f"{name}={_quoted(value)}\n" for name, value in values.items()))
+    values = settings_of(_values_in(ENV_FILE), os.environ)
+    # As `make run` does, the rest begins with what the example has. The environment, and so src/.env, wins over both.
+    written = _values_in(EXAMPLE) | values
+    _write(ENV_FILE, "".join(f"{name}={_quoted(value)}\n" for name, value in written.items()))
     folder = Path(os.environ[DATABASE_SETTINGS])
     for name, file in DATABASE_FILES.items():
         _write(folder / file, values[name])
@@ -35,17 +37,22 @@ def main() -> None:
         print(_how_to_sign_in(values), flush=True)
 
 
+def _values_in(file: Path) -> dict[str, str]:
+    return {name: value for name, value in dotenv_values(file).items() if value}
+
+
 def settings_of(stored: Mapping[str, str], given: Mapping[str, str]) -> dict[str, str]:
     """Return the values to keep.
 
     Args:
-        stored: those of earlier starts.
+        stored: those of earlier starts, among others.
         given: the environment, with what `src/.env` has.
 
     Raises: SettingsError outside of `local` when a secret is neither stored nor given.
     """
-    known = {**_DEFAULTS, **{name: value for name, value in given.items() if value}, **stored}
     secrets = new_secrets()
+    kept = {name: stored[name] for name in (*secrets, *DATABASE_FILES) if name in stored}
+    known = {**_DEFAULTS, **{name: value for name, value in given.items() if value}, **kept}
     missing = [name for name in secrets if name not in known]
     if missing and known.get("ENVIRONMENT", EnvironmentOption.LOCAL) != EnvironmentOption.LOCAL:
         raise SettingsError(

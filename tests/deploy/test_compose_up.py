@@ -4,6 +4,7 @@ There is no Docker engine: volumes are folders, and the names of servers are add
 """
 
 import re
+import shutil
 import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -21,8 +22,8 @@ from scripts.embedded import Postgres, Valkey, free_port, scratch_folder
 from scripts.unprivileged import data_folder
 from tests.deploy.compose_names import is_ours
 from tests.deploy.files import COMPOSE, services, words_of
-from tests.deploy.image import EVERYWHERE, Image
-from tests.processes import BIN, START_SECONDS, wait_for_answer
+from tests.deploy.image import EVERYWHERE, Image, image_in
+from tests.processes import BIN, ROOT, START_SECONDS, wait_for_answer
 
 SERVICES = services(COMPOSE)
 
@@ -102,7 +103,10 @@ class Up:
             text=True,
             check=False,
         )
-        assert done.returncode == 0, (name, done.stdout, done.stderr)
+        assert done.returncode == 0, (
+            f"{name} ends with {done.returncode}: {done.stdout}{done.stderr}"
+            "(A setting without a default needs a value in src/.env.example.)"
+        )
         return done.stdout
 
     def _postgres(self) -> Postgres:
@@ -135,16 +139,25 @@ class Up:
         return answer.status_code == 200
 
 
+@pytest.fixture(scope="module")
+def mounted() -> Iterator[Image]:
+    """The image with `./src` mounted over its files, which lack the example."""
+    with scratch_folder() as folder:
+        image = image_in(folder)
+        shutil.copy(ROOT / "src" / ".env.example", image.workdir / "src")
+        yield image
+
+
 def password_in(text: str) -> str:
     found = re.search(r"password +(\S.*)", text)
     assert found is not None, text
     return found[1]
 
 
-def test_a_fresh_clone(laid_out: Image) -> None:
+def test_a_fresh_clone(mounted: Image) -> None:
     """And what comes later: a second start, and a file that `make run` has written, with other secrets."""
     with scratch_folder() as volumes:
-        first = Up(laid_out, volumes)
+        first = Up(mounted, volumes)
         with first.started():
             password = password_in(first.printed["settings"])
             assert first.signs_in(password)
@@ -152,9 +165,10 @@ def test_a_fresh_clone(laid_out: Image) -> None:
             tiers = httpx2.get(f"{first.url}/tiers").json()
             assert [tier["name"] for tier in tiers["data"]] == ["free"]
         kept = dotenv_values(volumes / "app-settings" / ".env")
+        assert kept["TIER_NAME"] == "free"  # of the example
 
         secrets = {"POSTGRES_PASSWORD": "another-one", "ADMIN_PASSWORD": "another-one", "POSTGRES_USER": "another"}
-        again = Up(laid_out, volumes, env_file={**secrets, "SECRET_KEY": "0123456789abcdef" * 4, "APP_NAME": "Shop"})
+        again = Up(mounted, volumes, env_file={**secrets, "SECRET_KEY": "0123456789abcdef" * 4, "APP_NAME": "Shop"})
         with again.started():
             assert again.printed["create_superuser"] == "Superuser admin exists already.\n"
             assert password_in(again.printed["settings"]) == password
@@ -163,14 +177,14 @@ def test_a_fresh_clone(laid_out: Image) -> None:
         assert dotenv_values(volumes / "app-settings" / ".env") == kept
 
 
-def test_a_file_with_secrets_is_used_from_the_first_start_on(laid_out: Image) -> None:
+def test_a_file_with_secrets_is_used_from_the_first_start_on(mounted: Image) -> None:
     secrets = {
         "POSTGRES_PASSWORD": 'it\'s "quoted" \\ # so',
         "ADMIN_PASSWORD": "horse's battery",
         "POSTGRES_DB": "shop",
     }
     with scratch_folder() as volumes:
-        up = Up(laid_out, volumes, env_file=secrets)
+        up = Up(mounted, volumes, env_file=secrets)
         with up.started():
             assert up.signs_in(secrets["ADMIN_PASSWORD"])
             assert secrets["ADMIN_PASSWORD"] not in up.printed["settings"]
@@ -188,7 +202,7 @@ def test_nothing_is_generated_outside_of_local() -> None:
         "ENVIRONMENT": "production",
         **dict.fromkeys(("SECRET_KEY", "POSTGRES_PASSWORD", "ADMIN_PASSWORD"), "x"),
     }
-    assert settings_of({}, complete)["ADMIN_PASSWORD"] == "x"
+    assert settings_of({"ENVIRONMENT": "local"}, complete)["ADMIN_PASSWORD"] == "x"
 
 
 def test_only_the_file_of_the_database_s_login_is_in_its_volume() -> None:
