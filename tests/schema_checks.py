@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from schemathesis import Case
-from schemathesis.specs.openapi.checks import positive_data_acceptance
+from schemathesis.specs.openapi.checks import negative_data_rejection, positive_data_acceptance
 
 Check = Any  # Schemathesis names no type
 
@@ -12,11 +12,12 @@ Check = Any  # Schemathesis names no type
 def excluded_checks(document: dict[str, Any], case: "Case[Any]") -> list[Check]:
     """The checks that an operation is exempt from.
 
-    A schema cannot describe what a file has to contain: bytes that fit it may be refused because of their content. The
-    answer still has to be one that the document describes, and no 5xx.
+    A schema cannot describe what a file has to contain: bytes that fit it may be refused because of their content. And
+    bytes have no type: a number in the place of a file, which violates the schema, is sent as the text of that number.
+    The answer still has to be one that the document describes, and no 5xx.
     """
     operation = document["paths"][case.path].get(case.method.lower(), {})  # It also asks by methods there are not.
-    return [positive_data_acceptance] if takes_a_file(document, operation) else []
+    return [positive_data_acceptance, negative_data_rejection] if takes_a_file(document, operation) else []
 
 
 def takes_a_file(document: dict[str, Any], operation: dict[str, Any]) -> bool:
