@@ -68,7 +68,9 @@ def small_router() -> APIRouter:
 
     @router.get("/broken/{name}")
     async def broken(name: str, db: SessionDep) -> None:
-        await (await db.connection()).execute(text("SELECT CAST(:given AS integer) / 0"), {"given": int(name)})
+        await (await db.connection()).execute(
+            text("SELECT no_such_function(CAST(:given AS integer))"), {"given": int(name)}
+        )
 
     @router.get("/gone")
     async def gone(db: SessionDep) -> None:
@@ -144,7 +146,7 @@ async def test_what_goes_wrong_is_there_without_what_it_says(receiver: Receiver,
     assert broken.failed
     (statement,) = [span for span in receiver.spans if span.parent_id == broken.span_id]
     assert statement.failed
-    assert statement.attributes["db.response.status_code"] == "22012"
+    assert statement.attributes["db.response.status_code"] == "42883"  # undefined_function
     (statement,) = [span for span in receiver.spans if span.parent_id == gone.span_id]
     assert (statement.failed, gone.failed, gone.attributes["http.response.status_code"]) == (True, True, 503)
     assert (nothing.name, nothing.failed) == ("GET", False)
