@@ -37,20 +37,22 @@ class ErrorMiddleware:
             await self.app(scope, receive, send)
             return
         begun = False
-        held: Message | None = None  # the start of an answer, until its body shows whose it is
+        held: list[Message] = []  # the messages of an answer that can be the framework's own error
 
         async def send_noticed(message: Message) -> None:
-            nonlocal begun, held
-            if held is not None:
-                start, held, begun = held, None, True
-                if (problem := problem_instead_of(scope, start, message)) is not None:
+            nonlocal begun
+            if held or (message["type"] == "http.response.start" and message["status"] >= 400):
+                held.append(message)
+                if can_be_the_frameworks(held):
+                    return
+                answer = held.copy()
+                held.clear()
+                begun = True
+                if len(answer) > 1 and (problem := problem_instead_of(scope, answer)) is not None:
                     await problem(scope, receive, send)
                     return
-                await send(start)
-            elif (
-                message["type"] == "http.response.start" and message["status"] >= 400 and can_be_the_frameworks(message)
-            ):
-                held = message
+                for one in answer:
+                    await send(one)
                 return
             begun = True
             await send(message)

@@ -1,6 +1,6 @@
 """What Starlette answers in plain text by itself is a problem document; an application's own text is not touched."""
 
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +74,38 @@ async def test_a_range_that_cannot_be_had_is_a_problem(file: Path, path: str, wa
         assert answer.headers["Content-Range"] == "bytes */10"
     assert head.status_code == status
     assert head.headers["Content-Type"] == "application/problem+json"
+
+
+@pytest.mark.parametrize("wanted", RANGES)
+async def test_an_error_that_middleware_passes_on_in_parts_is_a_problem(file: Path, wanted: str) -> None:
+    """As `@app.middleware("http")` does: the text comes with `more_body`, and an empty message ends the answer."""
+    status, kind = RANGES[wanted]
+    app = app_of(file)
+
+    @app.middleware("http")
+    async def pass_on(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
+        response = await call_next(request)
+        response.headers["X-Passed-On"] = "yes"
+        return response
+
+    async with client_of(app) as client:
+        answer = await client.get("http://test/file", headers={"Range": wanted})
+        assert answer.headers["X-Passed-On"] == "yes"
+        assert assert_is_problem(answer, status)["type"] == kind
+        missing = await client.get("http://test/static/nosuch")
+        assert_is_problem(missing, 404)
+
+
+async def test_a_text_of_many_parts_that_is_the_application_s_own_is_not_touched(file: Path) -> None:
+    async def parts() -> AsyncIterator[str]:
+        for _ in range(5):
+            yield "x" * 60
+
+    app = app_of(file)
+    app.add_api_route("/own", lambda: StreamingResponse(parts(), 400, media_type="text/plain"))
+    async with client_of(app) as client:
+        answer = await client.get("http://test/own")
+        assert (answer.status_code, answer.text) == (400, "x" * 300)
 
 
 async def test_a_range_that_can_be_had_is_sent(file: Path) -> None:

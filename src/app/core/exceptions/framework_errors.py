@@ -5,6 +5,7 @@ routes, middleware. Each is recognised by its status, its exact text and what in
 text of the application's own is left alone.
 """
 
+from collections.abc import Sequence
 from typing import Final
 
 from starlette.datastructures import Headers
@@ -16,6 +17,7 @@ from app.core.exceptions.http_exceptions import NotFound, Problem
 from app.core.exceptions.problem_response import problem_response
 
 _PLAIN_TEXT: Final = (b"content-type", b"text/plain; charset=utf-8")
+_MAX_TEXT: Final = 200  # bytes; the longest that is known lists what a preflight asked for
 _RANGE_TEXTS: Final = frozenset(
     {
         b"Malformed range header.",
@@ -46,17 +48,25 @@ class PreflightRefused(Problem):
     text = "The origin, the method or a header is not allowed."
 
 
-def can_be_the_frameworks(start: Message) -> bool:
-    """Whether the start of an answer looks like one of Starlette's errors, of which the body has to be seen."""
-    return start["status"] in {400, 404, 416} and _PLAIN_TEXT in start["headers"]
+def can_be_the_frameworks(answer: Sequence[Message]) -> bool:
+    """Whether the messages of an answer so far look like one of Starlette's errors, and the rest of it has to be seen.
+
+    The text can come in several messages: middleware of the application may pass it on in parts.
+    """
+    start, *parts = answer
+    if start["status"] not in {400, 404, 416} or _PLAIN_TEXT not in start["headers"]:
+        return False
+    is_text = all(part["type"] == "http.response.body" for part in parts)
+    return is_text and len(_text_of(parts)) <= _MAX_TEXT and (not parts or parts[-1].get("more_body", False))
 
 
-def problem_instead_of(scope: Scope, start: Message, body: Message) -> Response | None:
+def problem_instead_of(scope: Scope, answer: Sequence[Message]) -> Response | None:
     """The problem document to send instead, with the other headers kept; None when the answer is not Starlette's."""
-    if body.get("more_body", False):
+    start, *parts = answer
+    if parts[-1]["type"] != "http.response.body" or parts[-1].get("more_body", False):
         return None
     headers = Headers(raw=start["headers"])
-    error = _error_of(scope, start["status"], headers, bytes(body.get("body", b"")))
+    error = _error_of(scope, start["status"], headers, _text_of(parts))
     if error is None:
         return None
     return problem_response(
@@ -66,6 +76,10 @@ def problem_instead_of(scope: Scope, start: Message, body: Message) -> Response 
         detail=error.detail,
         headers=headers,
     )
+
+
+def _text_of(parts: Sequence[Message]) -> bytes:
+    return b"".join(bytes(part.get("body", b"")) for part in parts)
 
 
 def _error_of(scope: Scope, status: int, headers: Headers, text: bytes) -> Problem | None:
