@@ -6,8 +6,10 @@ from contextlib import aclosing
 from typing import Any
 
 import pytest
+from sqlalchemy import text
 from sqlmodel.ext.asyncio.session import AsyncSession
 
+from app.core.db.database import transaction
 from app.core.db.engine import DatabaseUnavailable
 from app.core.utils.queue import Feed
 from app.core.utils.queue import feed as feed_module
@@ -161,3 +163,14 @@ async def test_an_outage_of_the_database_ends_nothing(feed: Feed, monkeypatch: p
         assert not follower.task.done()
     await run("UPDATE job SET state = 'succeeded', finished_at = now()")
     assert await follower.ends() == [("queued", 0), ("succeeded", 0)]
+
+
+async def test_nobody_is_told_what_a_follower_has_not_committed(feed: Feed) -> None:
+    """The looks belong to no follower: neither to its transaction nor to its statement timeout."""
+    job_id = await enqueued("it")
+    async with transaction() as mine:
+        await (await mine.connection()).execute(text("UPDATE job SET state = 'running', attempt = 7"))
+        followers = [Follower(feed, job_id) for _ in range(2)]
+        for follower in followers:
+            await follower.hears(("queued", 0))
+        assert [follower.heard for follower in followers] == [[("queued", 0)]] * 2

@@ -4,6 +4,7 @@ import asyncio
 from collections import Counter
 from collections.abc import AsyncGenerator
 from contextlib import suppress
+from contextvars import Context
 from typing import Any, Final
 
 import structlog
@@ -71,7 +72,8 @@ class Feed:
         self._followers.setdefault(job_id, set()).add(follower)
         self._places[who] += 1
         if self._task is None or self._task.done():
-            self._task = asyncio.create_task(self._look_again_and_again())
+            # In an empty context: it is no part of the transaction that this follower has open.
+            self._task = asyncio.create_task(self._look_again_and_again(), context=Context())
         try:
             while not self._ended.is_set() and loop.time() < deadline:
                 try:
