@@ -126,6 +126,8 @@ class Transaction(AsyncSession):
         """
         async with AsyncExitStack() as around_it:
             try:
+                if self.sync_session.was_rolled_back:
+                    raise TransactionAborted
                 await self._publish_changes()
                 for around in self.info.get(_AROUND_COMMIT, ()):
                     await around_it.enter_async_context(around(self))
@@ -143,7 +145,7 @@ class Transaction(AsyncSession):
     async def _commit_at_last(self) -> None:
         try:
             await super().commit()
-        except DatabaseUnavailable:  # It may be committed all the same.
+        except (DatabaseUnavailable, asyncio.CancelledError):  # It may be committed all the same.
             for actions in (_AFTER_ROLLBACK, _ROLLED_BACK):
                 self.info.pop(actions, None)
             raise
@@ -320,11 +322,7 @@ class _TransactionScope(AbstractAsyncContextManager[AsyncSession]):
         except PoolTimeoutError as pool_error:
             raise DatabaseUnavailable from pool_error
         finally:
-            remove_session(db)
-            await wait_for_guests(db.sync_session)
             await _close(db)
-            if db.info.get(_ROLLED_BACK) or db.info.get(_AFTER_ROLLBACK):
-                await asyncio.shield(asyncio.create_task(db.run_rollback_actions()))
 
     @staticmethod
     async def end(db: "Transaction", *, of_request: bool) -> None:
@@ -363,7 +361,7 @@ def after_rollback(db: AsyncSession, action: Callable[[], Awaitable[object]]) ->
     """Has this done once the transaction, or the savepoint that is open, is rolled back, and not when it is committed.
 
     For what a transaction cannot take back by itself, such as a stored file. An action that fails is logged. When the
-    connection is lost during the commit, it is not done: the transaction may be committed.
+    connection is lost during the commit, or the caller is cancelled, it is not done: the transaction may be committed.
     """
     db.info.setdefault(_AFTER_ROLLBACK, []).append((action, db.sync_session.get_nested_transaction()))
 
@@ -429,9 +427,6 @@ async def end_open_sessions() -> None:
     for db in reversed(open_sessions()):  # The innermost first, which may use the connection of another one.
         if isinstance(db, Transaction):
             await _TransactionScope.end(db, of_request=True)
-        remove_session(db)
-        if isinstance(db.sync_session, SharingSession):
-            await wait_for_guests(db.sync_session)
         await _close(db)
 
 
@@ -495,14 +490,11 @@ class _Reading(AbstractAsyncContextManager[AsyncSession]):
 
     async def __aexit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         try:
-            if error is None and isinstance(self._db, _OneTransaction):
+            # Also after an error: in autocommit, what it has written would be there as well.
+            if (error is None or isinstance(error, Exception)) and isinstance(self._db, _OneTransaction):
                 await self._commit()
         finally:
-            remove_session(self._db)
-            if self._db.sync_session.guests:
-                await wait_for_guests(self._db.sync_session)
             await _close(self._db)
-            self._db.sync_session.end_use()
         if isinstance(error, PoolTimeoutError):
             raise DatabaseUnavailable from error
 
@@ -516,11 +508,30 @@ class _Reading(AbstractAsyncContextManager[AsyncSession]):
 
 
 async def _close(db: AsyncSession) -> None:
-    """Closes a session, whoever is cancelled meanwhile; at once when it has no connection to give back."""
-    if db.in_transaction():
-        await asyncio.shield(asyncio.create_task(db.close()))
+    """Closes a session, whoever is cancelled meanwhile; at once when there is nothing to wait for."""
+    remove_session(db)
+    session = db.sync_session
+    guests = session.guests if isinstance(session, SharingSession) else None
+    if guests or db.in_transaction() or db.info.get(_ROLLED_BACK) or db.info.get(_AFTER_ROLLBACK):
+        # In a task of its own: in a scope of anyio that is cancelled, each further await here is cancelled as well.
+        await asyncio.shield(asyncio.create_task(_end_use(db, asyncio.current_task())))
     else:
-        db.sync_session.close()
+        session.close()
+        if isinstance(session, ReadingSession):
+            session.end_use()
+
+
+async def _end_use(db: AsyncSession, user: asyncio.Task[Any] | None) -> None:
+    session = db.sync_session
+    try:
+        if isinstance(session, SharingSession):
+            await wait_for_guests(session, besides=user)
+        await db.close()
+    finally:
+        if isinstance(session, ReadingSession):
+            session.end_use()
+        if isinstance(db, Transaction):
+            await db.run_rollback_actions()
 
 
 def violated_constraint(error: IntegrityError) -> str | None:

@@ -96,6 +96,12 @@ class SharingSession(ExplainingSession):
 class WritingSession(SharingSession):
     """The synchronous part of a transaction's session."""
 
+    @property
+    def was_rolled_back(self) -> bool:
+        """Whether another session has rolled back its transaction: one on its connection, whose flush has failed."""
+        held = self.connection_held
+        return held is not None and not held.closed and not held.in_transaction()
+
     def get_bind(self, *args: Any, **kwargs: Any) -> Engine | Connection:
         """SQLAlchemy's, which is called before each statement."""
         if self.connection_held is None:
@@ -260,10 +266,12 @@ async def ending(session: SharingSession) -> AsyncIterator[None]:
         session.is_ending = False
 
 
-async def wait_for_guests(session: SharingSession) -> None:
-    """Returns when no other task uses this transaction; after `MAX_WAIT` in any case."""
-    task, deadline = _current_task(), monotonic() + MAX_WAIT
-    while monotonic() < deadline and any(guest is not task and not guest.done() for guest in session.guests or ()):  # noqa: ASYNC110 -- any of several tasks
+async def wait_for_guests(session: SharingSession, *, besides: asyncio.Task[Any] | None = None) -> None:
+    """Returns when no task uses this transaction, but the current one and `besides`; after `MAX_WAIT` in any case."""
+    known, deadline = (_current_task(), besides), monotonic() + MAX_WAIT
+    while (  # noqa: ASYNC110 -- any of several tasks
+        any(guest not in known and not guest.done() for guest in session.guests or ()) and monotonic() < deadline
+    ):
         await asyncio.sleep(POLL_INTERVAL)
 
 
