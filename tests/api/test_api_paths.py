@@ -189,6 +189,18 @@ async def test_a_prefix_with_a_parameter(settings: Settings, monkeypatch: pytest
                 assert (await client.post(f"/{tenant}/v1/refresh")).status_code == 200, tenant
 
 
+async def test_a_prefix_with_a_typed_parameter(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.api.PREFIX", "/{tenant:int}/v1")
+    async with asked(built(settings)) as client:
+        async with second_session() as db:
+            user = await create_superuser(db)
+            await db.commit()
+        answer = await client.post("/7/v1/login", data={"username": user.username, "password": PASSWORD})
+        assert answer.status_code == 200
+        assert SimpleCookie(answer.headers["Set-Cookie"])["refresh_token"]["path"] == "/7/v1"
+        assert (await client.post("/7/v1/refresh")).status_code == 200
+
+
 async def test_sign_in_apart_from_the_rest(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     """A project that includes the whole API below a prefix of its own."""
     app = create_application(APIRouter(), settings)

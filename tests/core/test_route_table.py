@@ -226,3 +226,27 @@ async def test_a_convertor_that_takes_slashes_is_asked_in_its_turn(
         async with client_of(app) as client:
             answers = [(await client.get(f"http://test/x/{path}")).json() for path in ("a/b", "a/1", "a", "a/b/c")]
         assert answers == ["words a/b", "two a 1", "words a", "words a/b/c"]
+
+
+@pytest.mark.parametrize("place", ["/included", "/own", "/mounted", "/below"])
+@pytest.mark.parametrize("digits", [19, 4300, 4301, 20_000])
+async def test_a_number_of_any_length_in_a_path_is_no_error_of_ours(place: str, digits: int) -> None:
+    """Python reads none of more than 4300 digits."""
+    router, mounted = APIRouter(), FastAPI()
+
+    async def one(number: str | int) -> int:
+        return 1
+
+    router.add_api_route("/included/{number:int}", one)
+    app = create_application(router, SettingsGroup())
+    app.add_api_route("/own/{number:int}", one)
+    mounted.add_api_route("/{number:int}", one)
+    app.mount("/mounted", mounted)
+    app.mount("/below/{number:int}", mounted)
+    path = f"{place}/{'9' * digits}" + ("/1" if place == "/below" else "")
+    async with client_of(app) as client:
+        answer = await client.get(f"http://test{path}")
+    if digits > 4300:
+        assert (answer.status_code, answer.headers["Content-Type"]) == (404, "application/problem+json")
+    else:
+        assert answer.status_code in {200, 404, 422}

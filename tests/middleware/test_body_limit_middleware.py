@@ -288,6 +288,22 @@ async def test_a_declared_length_is_refused_before_anything_is_read_or_run(lengt
     assert "unread" not in calls
 
 
+@pytest.mark.parametrize("path", ["unread", "mounted/unread", "rest/of/it"])
+async def test_what_was_done_is_never_answered_with_413(path: str) -> None:
+    """A caller who is told 413 sends the request again."""
+    router, mounted = APIRouter(), FastAPI()
+    router.add_api_route("/unread", unread, methods=["POST"])
+    router.add_api_route("/rest/{rest:path}", unread, methods=["POST"])
+    mounted.add_api_route("/unread", unread, methods=["POST"])
+    app = application(router)
+    app.mount("/mounted", mounted)
+    answer = await sent(app, LIMIT + 1, declared=True, path=path)
+    if answer.status_code == 413:
+        assert calls == []
+    else:
+        assert (answer.status_code, calls) == (200, ["unread"])
+
+
 async def test_a_path_that_is_unknown_has_the_limit_of_the_application() -> None:
     assert_too_large(await sent(on_route(5000), LIMIT + 1, declared=True, path="nosuch"))
     assert (await sent(on_route(5000), LIMIT, declared=True, path="nosuch")).status_code == 404

@@ -51,7 +51,7 @@ def _path(request: Request) -> str:
 
 def _common_path(app: FastAPI) -> str:
     routes = (route for route in iter_route_contexts(app.routes) if _reads_cookie(getattr(route, "dependant", None)))
-    paths = {route.path.rpartition("/")[0] or "/" for route in routes if route.path}
+    paths = {route.path_format.rpartition("/")[0] or "/" for route in routes if route.path_format}
     return commonpath(paths).rstrip("/") if paths else ""
 
 

@@ -24,7 +24,7 @@ class BodyLimit:
         total_size: how many bytes have arrived.
     """
 
-    __slots__ = ("_declared", "_receive", "max_body_size", "total_size")
+    __slots__ = ("_declared", "_receive", "_was_asked", "max_body_size", "total_size")
 
     def __init__(self, max_body_size: int | None, content_length: bytes | None, receive: Receive) -> None:
         """
@@ -37,6 +37,14 @@ class BodyLimit:
         self.total_size = 0
         self._declared = _length(content_length) if content_length is not None else 0
         self._receive = receive
+        self._was_asked = False
+
+    def refuses(self, status: int) -> bool:
+        """Whether 413 replaces an answer with this status.
+
+        Not where a route without the body has done its work: who is told 413 sends the request again.
+        """
+        return self.is_exceeded and (self._was_asked or status >= 400)
 
     @property
     def is_exceeded(self) -> bool:
@@ -46,6 +54,7 @@ class BodyLimit:
 
     async def receive(self) -> Message:
         """Passes on the next part of the body. Raises: PayloadTooLarge before a part that exceeds the limit."""
+        self._was_asked = True
         if self.is_exceeded:
             raise PayloadTooLarge
         message = await self._receive()

@@ -18,7 +18,19 @@ from starlette.routing import BaseRoute, Match, NoMatchFound, WebSocketRoute
 from starlette.types import Receive, Scope, Send
 
 from app.core.body_limit import SCOPE_KEY, check_body_size
+from app.core.exceptions.http_exceptions import NotFound
 from app.core.plain_routes import PlainRoute
+
+
+def _convert(self: IntegerConvertor, value: str) -> int:
+    """Reads a number in a path. Raises: NotFound for one that is too long for Python to read, above 4300 digits."""
+    try:
+        return int(value)
+    except ValueError:
+        raise NotFound from None
+
+
+IntegerConvertor.convert = _convert  # type: ignore[method-assign]  # Also of mounted applications' routes.
 
 _WITHOUT_SLASHES = (StringConvertor, IntegerConvertor, FloatConvertor, UUIDConvertor)
 

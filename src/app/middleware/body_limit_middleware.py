@@ -57,7 +57,7 @@ class BodyLimitMiddleware:
             nonlocal started, refused
             if not started:
                 started = True
-                if refused := limit.is_exceeded:
+                if refused := message["type"] == "http.response.start" and limit.refuses(message["status"]):
                     await answer_to(Request(scope), PayloadTooLarge())(scope, receive, send)
             if not refused:
                 await send(message)

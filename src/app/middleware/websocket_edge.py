@@ -104,11 +104,11 @@ class WebSocketEdge:
         await self._send(message)
 
     async def _close(self, message: Message) -> None:
+        code, reason = message.get("code", 1000), message.get("reason")
         if self.status == 101:
             self._is_over = True
-            await self._send(message)
+            await self._send({**message, "reason": _shortened(reason or "")})
             return
-        code, reason = message.get("code", 1000), message.get("reason")
         members = {} if code == 1000 else {"close_code": code}
         state = self._scope["state"]
         status = 403 if self._is_routed else 404
@@ -156,5 +156,9 @@ def _reason_of(status: int, media_type: str, body: bytes) -> str:
     if media_type == MEDIA_TYPE:
         with suppress(ValueError, AttributeError):  # An application's own can be anything.
             detail = json.loads(body).get("detail")
-    reason = str(detail or phrase_of(status))
+    return _shortened(str(detail or phrase_of(status)))
+
+
+def _shortened(reason: str) -> str:
+    """As much of a reason as fits into a close frame, without half a letter at its end."""
     return reason.encode("utf-8", "replace")[:_MAX_REASON_BYTES].decode("utf-8", "ignore")

@@ -12,6 +12,7 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlmodel.ext.asyncio.session import AsyncSession
+from starlette.requests import Request
 from structlog.testing import capture_logs
 
 from app.core.config import Settings, StorageSettings
@@ -20,7 +21,7 @@ from app.core.db.database import open_database, transaction
 from app.core.db.engine import DatabaseUnavailable
 from app.core.db.outages import TransactionAborted
 from app.core.exceptions.http_exceptions import Problem
-from app.core.storage import IMAGES, Storage, open_storage
+from app.core.storage import IMAGES, FileNotStored, Storage, file_response, open_storage
 from app.core.storage.errors import StorageFull, StorageUnavailable
 from tests.images import jpeg, png
 from tests.s3_server import S3Server, s3_server
@@ -226,6 +227,30 @@ async def test_a_key_names_no_other_place(storage: Storage, folder: str, place: 
 )
 async def test_the_url_of_something_else_has_no_key(storage: Storage, url: str | None) -> None:
     assert storage.key_of(url, "things", 7) is None
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "../outside.png",
+        "things/7/../../../outside.png",
+        "things/7/outside.png",
+        "//{}/outside.png",
+        "{}/outside.png",
+        "a\0.png",
+        "",
+        "things/7/" + "a" * 32 + ".png\n",
+    ],
+)
+async def test_what_is_no_key_is_not_served(tmp_path: Path, key: str) -> None:
+    """A key that a handler takes from the caller is theirs to choose."""
+    (tmp_path / "outside.png").write_bytes(png())
+    request = Request({"type": "http", "headers": []})
+    async with open_storage(StorageSettings(STORAGE_URL=f"file://{tmp_path}/uploads")) as storage:
+        (tmp_path / "uploads/things/7").mkdir(parents=True)
+        (tmp_path / "uploads/things/7/outside.png").write_bytes(png())
+        with pytest.raises(FileNotStored):
+            await file_response(request, storage, key.format(tmp_path))
 
 
 # ---- A folder ----

@@ -10,7 +10,7 @@ from app.core.config import StorageSettings
 from app.core.storage.content import Content
 from app.core.storage.errors import storage_errors
 from app.core.storage.receiving import TEMPORARY_SUFFIX
-from app.core.storage.storage import Storage
+from app.core.storage.storage import Storage, is_key
 
 _ABANDONED_AFTER: Final = 86_400.0  # seconds after which a temporary file belongs to no process any more
 
@@ -33,7 +33,9 @@ class FolderStorage(Storage):
             return  # An upload says so, and the log: all else goes on without this folder.
 
     def path_of(self, key: str) -> Path:
-        """The path of a stored file."""
+        """The path of a stored file. Raises: ValueError for what is no key, and so could lead out of the folder."""
+        if not is_key(key):
+            raise ValueError("not a key")
         return self.folder / key
 
     async def delete(self, key: str) -> None:

@@ -9,7 +9,7 @@ from starlette.responses import FileResponse, Response
 from app.core.exceptions.http_exceptions import NotFound
 from app.core.storage.content import CONTENT_TYPES
 from app.core.storage.folder import FolderStorage
-from app.core.storage.storage import CACHE_CONTROL, Storage
+from app.core.storage.storage import CACHE_CONTROL, Storage, is_key
 
 # A file is opened from the API's origin: whatever is in it, it runs no script there and is taken for nothing else.
 _SAFE: Final = {
@@ -36,7 +36,7 @@ async def file_response(
     Raises: FileNotStored.
     """
     content_type = CONTENT_TYPES.get(key.rpartition(".")[2])
-    if not isinstance(storage, FolderStorage) or content_type is None:
+    if not isinstance(storage, FolderStorage) or content_type is None or not is_key(key):
         raise FileNotStored
     path = storage.path_of(key)
     try:

@@ -26,6 +26,11 @@ NAME_PATTERN: Final = r"^[0-9a-f]{32}\.[a-z0-9]{1,10}$"
 _KEY: Final = re.compile("/".join(pattern.strip("^$") for pattern in (FOLDER_PATTERN, OWNER_PATTERN, NAME_PATTERN)))
 
 
+def is_key(text: str) -> bool:
+    """Whether this can be the key of a stored file."""
+    return _KEY.fullmatch(text) is not None
+
+
 class Storage(ABC):
     """Receives, stores and deletes files.
 
@@ -84,7 +89,7 @@ class Storage(ABC):
         Raises: StorageFull, StorageUnavailable; ValueError for a folder or an owner that no key can contain.
         """
         key = f"{folder}/{owner}/{token_hex(16)}.{received.content.type.extension}"
-        if not _KEY.fullmatch(key):
+        if not is_key(key):
             raise ValueError("A key's folder and owner must be lower-case letters, digits and dashes.")
         after_rollback(db, partial(self.delete, key))
         with storage_errors():
@@ -104,7 +109,7 @@ class Storage(ABC):
         if url is None or not url.startswith(f"{self._media_url}/{folder}/{owner}/"):
             return None
         key = url.removeprefix(f"{self._media_url}/")
-        return key if _KEY.fullmatch(key) else None
+        return key if is_key(key) else None
 
     @abstractmethod
     async def delete(self, key: str) -> None:
