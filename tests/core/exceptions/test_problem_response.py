@@ -233,7 +233,7 @@ async def test_a_subclass_is_an_error_like_any_other() -> None:
         (None, [{"loc": [], "msg": "Invalid value.", "type": "value_error"}]),
         ([], []),
     ],
-    ids=repr,
+    ids=["fault", "odd types", "UUID", "words", "text", "one fault", "exception", "generator", "none", "empty"],
 )  # fmt: skip
 async def test_a_validation_error_raised_by_hand_is_told(errors: Any, expected: list[Any]) -> None:
     document = assert_is_problem(await answer_to(RequestValidationError(errors)), 422)
