@@ -2,11 +2,14 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+import logging
+import sys
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from typing import Annotated, Any
 
 import pytest
+import structlog
 from fastapi import APIRouter, Depends, FastAPI, HTTPException, Query, WebSocket, WebSocketException
 from fastapi.responses import JSONResponse, PlainTextResponse
 from sqlalchemy import text
@@ -31,9 +34,11 @@ from app.api.dependencies import (
     is_still_signed_in,
     limit_rate,
 )
-from app.core.config import Settings, get_settings
+from app.core import logger
+from app.core.config import EnvironmentOption, Settings, get_settings
 from app.core.db.database import async_get_db, transaction
 from app.core.exceptions.http_exceptions import Conflict, ServiceUnavailable, Unauthorized
+from app.core.logger import configure_logging
 from app.core.setup import create_application
 from app.crud.crud_login_session import crud_login_sessions
 from tests.conftest import second_session
@@ -41,6 +46,19 @@ from tests.helper import create_superuser, create_tier, create_user, signed_in
 from tests.served import served
 
 pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def logging_as_before() -> Iterator[None]:
+    root, ours = logging.getLogger(), structlog.get_config()
+    before = root.handlers[:], root.level
+    yield
+    root.handlers[:], root.level = before
+    structlog.configure(**ours)
+    logger._direct_lines = None
+    for name, module in list(sys.modules.items()):
+        if name.startswith("app.") and "log" in vars(module):
+            vars(module.log).pop("bind", None)  # Loggers keep how they were configured when they were first used.
 
 
 async def echo(websocket: WebSocket) -> None:
@@ -203,6 +221,32 @@ async def test_no_token_is_in_the_log(settings: Settings) -> None:
     assert "user_id" in logged[0]
 
 
+async def test_the_servers_lines_have_no_query(
+    settings: Settings, capsys: pytest.CaptureFixture[str], logging_as_before: None
+) -> None:
+    """uvicorn writes the whole address of each handshake, and an error for each that is refused."""
+    router = router_with_sign_in()
+
+    @router.websocket("/silent")
+    async def silent(websocket: WebSocket) -> None: ...
+
+    configure_logging(EnvironmentOption.PRODUCTION)
+    async with sockets(router) as url:
+        token = token_of(await created_user(), settings)
+        async with connect(f"{url}/mine?key=hunter2", subprotocols=["bearer", token]) as socket:  # type: ignore[list-item]
+            await close_of(socket)
+        assert (await refusal_of(f"{url}/mine?key=hunter2"))[0] == 401
+        assert (await refusal_of(f"{url}/nosuch?key=hunter2"))[0] == 404
+        status, document, headers = await refusal_of(f"{url}/silent?key=hunter2")
+        assert (status, document["detail"]) == (500, "Something went wrong here.")
+        assert headers["X-Request-ID"] == document["request_id"]
+    written = capsys.readouterr().out
+    assert "hunter2" not in written
+    levels = {line["event"]: line["level"] for line in map(json.loads, written.splitlines())}
+    assert levels["request"] == "info"
+    assert [event for event, level in levels.items() if level not in {"info", "warning"}] == ["handshake not answered"]
+
+
 async def test_a_login_that_ended_is_noticed_by_whoever_asks_again(settings: Settings) -> None:
     router = APIRouter()
 
@@ -239,6 +283,7 @@ ERRORS: dict[str, tuple[Exception, int, int, str]] = {
     "gateway": (HTTPException(502), 502, 1011, "Bad Gateway"),
     "bug": (ZeroDivisionError("hunter2"), 500, 1011, "Something went wrong here."),
     "redirect": (HTTPException(302), 302, 1008, "Found"),
+    "unregistered": (HTTPException(499, "Not here."), 499, 4499, "Not here."),
     "closing": (WebSocketException(4000, "Go away."), 403, 4000, "Go away."),
     "closing at length": (WebSocketException(4000, "ü" * 100), 403, 4000, "ü" * 61),
 }

@@ -146,14 +146,14 @@ def configure_logging(environment: EnvironmentOption = EnvironmentOption.PRODUCT
                     "processors": _rendering(local),
                 }
             },
-            "filters": {"job_values": {"()": _WithoutJobValues}},
+            "filters": {"job_values": {"()": _WithoutJobValues}, "handshakes": {"()": _WithoutHandshakes}},
             "handlers": handlers,
             "root": {"level": "INFO", "handlers": list(handlers)},
             "loggers": {
                 # Ours has the request id; uvicorn's would say everything a second time.
                 "uvicorn.access": {"level": "WARNING", "handlers": [], "propagate": True},
                 "uvicorn": {"handlers": [], "propagate": True},
-                "uvicorn.error": {"handlers": [], "propagate": True},
+                "uvicorn.error": {"handlers": [], "propagate": True, "filters": ["handshakes"]},
                 "arq": {"handlers": [], "propagate": True},
                 "arq.worker": {"filters": ["job_values"]},
                 # It reports every schema comparison and version lookup.
@@ -217,6 +217,20 @@ class _WithoutJobValues(logging.Filter):
 
 
 _LINES_WITH_VALUES = {"%6.2fs → %s(%s)%s", "%6.2fs ← %s ● %s"}
+
+
+class _WithoutHandshakes(logging.Filter):
+    """Drops uvicorn's lines about handshakes of WebSockets: their addresses have queries, which can hold secrets.
+
+    Our line of the request says the same. The error is written for every handshake that gets an HTTP answer.
+    """
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return record.msg != _REFUSED_HANDSHAKE and not str(record.msg).startswith(_HANDSHAKE)
+
+
+_HANDSHAKE = '%s - "WebSocket %s"'
+_REFUSED_HANDSHAKE = "ASGI callable returned without completing handshake."
 
 
 def _rendering(local: bool) -> list[Any]:

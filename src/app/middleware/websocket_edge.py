@@ -6,14 +6,17 @@ from contextlib import suppress
 from inspect import isclass, isroutine
 from typing import Any, Final
 
+import structlog
 from sqlmodel.ext.asyncio.session import AsyncSession
 from starlette.types import Message, Receive, Scope, Send
 
 from app.core.db.database import end_open_sessions
-from app.core.exceptions.problem_response import MEDIA_TYPE, problem_response
+from app.core.exceptions.problem_response import INTERNAL, MEDIA_TYPE, problem_response
 from app.core.exceptions.statuses import phrase_of
 from app.core.route_table import route_of
 from app.middleware.headers import header
+
+log = structlog.stdlib.get_logger("slipway.websocket")
 
 BEARER: Final = "bearer"
 _PROTOCOLS: Final = b"sec-websocket-protocol"
@@ -89,7 +92,11 @@ class WebSocketEdge:
         return message
 
     async def end(self) -> None:
-        """Closes the socket, where the application is done and has not: servers would break the connection off."""
+        """Closes or refuses the socket, where the application has not: servers would break the connection off."""
+        if self.status == 0 and not self._is_over and not self._has_left:
+            log.error("handshake not answered", path=self._scope["path"])
+            refusal = problem_response(self._scope["state"]["request_id"], 500, detail=INTERNAL)
+            await refusal(self._scope, self._receive, self.send)
         if self.status == 101 and not self._is_over and not self._has_left:
             with suppress(OSError, RuntimeError):  # The client may have left just now.
                 await self.send({"type": "websocket.close", "code": 1000})
