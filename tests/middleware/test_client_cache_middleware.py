@@ -333,6 +333,31 @@ async def test_an_answer_for_one_caller(headers: dict[str, str], status: int) ->
             assert (await client.request(method, "http://test/it")).headers["Cache-Control"] == PRIVATE
 
 
+@pytest.mark.parametrize(
+    "policies", [["max-age=100"], ["no-cache"], ["no-cache", "public, max-age=5"], ["max-age=5", "s-maxage=9"]]
+)
+async def test_what_a_shared_cache_may_store_sets_no_cookie(policies: list[str]) -> None:
+    """RFC 9111, section 3: without `private` or `no-store`, a shared cache stores an answer and its `Set-Cookie`."""
+
+    async def handler(response: Response) -> str:
+        response.set_cookie("a", "b")
+        for policy in policies:
+            response.headers.append("Cache-Control", policy)
+        return "mine"
+
+    assert await policy_of(app_of(handler)) == "private, no-store"
+
+
+@pytest.mark.parametrize("policy", ["private, max-age=60", "no-store", "Private"])
+async def test_a_cookie_and_a_private_policy_of_ones_own(policy: str) -> None:
+    async def handler(response: Response) -> str:
+        response.set_cookie("a", "b")
+        response.headers["Cache-Control"] = policy
+        return "mine"
+
+    assert await policy_of(app_of(handler)) == policy
+
+
 async def test_a_cookie_and_public_exclude_each_other() -> None:
     for own in ("public, max-age=3600", "s-maxage=5", "Public"):
 

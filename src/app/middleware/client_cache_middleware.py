@@ -23,7 +23,7 @@ class ClientCacheMiddleware:
 
     That is: the route takes what it declares and not the whole request (`ClientCachePolicy`), the request has no header
     that could identify its caller, and the answer sets no cookie. Everything else may not be kept at all, and an answer
-    that sets a cookie not even where its route calls it public. A 304 says what the 200 it stands for would say.
+    that sets a cookie not even where its route says so. A 304 says what the 200 it stands for would say.
 
     An answer that has an `Age` may be kept for as much longer: what our own cache keeps is as good as new. A route that
     sets its own `Cache-Control` is left alone otherwise.
@@ -67,9 +67,8 @@ class ClientCacheMiddleware:
 
     def _with_policy(self, scope: Scope, message: Message) -> tuple[Message, bool]:
         """The start of the answer with its `Cache-Control`, and whether it needs an `ETag` as well."""
-        own = header(message, b"cache-control")
-        if own is not None:
-            is_leak = has_header(message, {b"set-cookie"}) and (b"public" in own.lower() or b"s-maxage" in own.lower())
+        if header(message, b"cache-control") is not None:
+            is_leak = has_header(message, {b"set-cookie"}) and not _is_private(message)
             return (with_headers(message, _PRIVATE) if is_leak else message), False
         if scope["method"] in {"GET", "HEAD"} and message["status"] in {200, 304}:
             policy = self._policies.of(scope)
@@ -98,6 +97,12 @@ class ClientCacheMiddleware:
             known = {name.lower() for name in told}
             vary = b", ".join([*told, *(name.title() for name in sorted(policy.vary - known))])
         return with_headers(message, (b"cache-control", allowed), (b"vary", vary))
+
+
+def _is_private(message: Message) -> bool:
+    """Whether its own `Cache-Control` keeps it, and so its cookies, out of shared caches (RFC 9111, section 3)."""
+    own = b",".join(value.lower() for name, value in message["headers"] if name == b"cache-control")
+    return not {b"private", b"no-store"}.isdisjoint(part.strip() for part in own.split(b","))
 
 
 def _is_for_all(message: Message) -> bool:
