@@ -424,6 +424,28 @@ async def test_a_rule_that_a_trigger_holds(
     assert SECRET not in "".join(capsys.readouterr())
 
 
+@pytest.mark.parametrize(
+    "rule",
+    [
+        "RAISE EXCEPTION USING ERRCODE = 'XY000', MESSAGE = NEW.title, HINT = NEW.title",
+        "RAISE invalid_schema_name USING DETAIL = NEW.title",
+        "ASSERT false, NEW.title",
+    ],
+)
+async def test_an_error_of_ours_that_a_function_raises_quotes_no_value(
+    client: httpx2.AsyncClient, capsys: pytest.CaptureFixture[str], rule: str
+) -> None:
+    async with transaction() as db:
+        for statement in (
+            f"CREATE FUNCTION rule() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN {rule}; END $$",
+            "CREATE TRIGGER rule BEFORE INSERT ON post FOR EACH ROW EXECUTE FUNCTION rule()",
+        ):
+            await db.exec(cast("Any", text(statement)))
+    answer = await client.post("post", json={"title": SECRET})
+    assert answer.status_code == 500
+    assert SECRET not in answer.text + "".join(capsys.readouterr())
+
+
 # ---- Removing what others refer to ----
 
 

@@ -20,7 +20,8 @@ _CONSTRAINT: Final = "23"
 _NOT_NULL, _CHECK = "23502", "23514"
 _RESTRICT, _FOREIGN_KEY = "23001", "23503"
 _RAISED: Final = "P0001"  # RAISE EXCEPTION in a function or trigger, without an error code
-_RAISE: Final = "exec_stmt_raise"  # the function of the server that executes RAISE, whatever its error code
+# The functions of the server that execute RAISE and ASSERT, whatever the error code.
+_RAISING: Final = ("exec_stmt_raise", "exec_stmt_assert")
 _SYNTAX: Final = "42601"
 # Source files of the server in which a syntax error is one of a value: of to_tsquery(), a jsonpath or an ltree.
 _VALUE_PARSERS: Final = re.compile(r"(?:tsquery|jsonpath\w*|ltree_io)\.[cly]")
@@ -131,14 +132,14 @@ def _driver_error(error: BaseException | None) -> BaseException | None:
 
 
 def hide_values(error: BaseException | None) -> None:
-    """Remove the values that this database error and its causes quote, if data is what caused it.
+    """Remove the values that this database error quotes, if data has caused it or a database function has raised it.
 
     Its type, SQLSTATE and names stay. `error.orig.detail` keeps PostgreSQL's DETAIL for code that reads it.
     """
-    if error is None or problem_of(error) is None:
-        return
     driver = _driver_error(error)
-    if driver is None or hasattr(driver, _IS_HIDDEN):
+    if error is None or driver is None or hasattr(driver, _IS_HIDDEN):
+        return
+    if not (_is_raised(driver) or problem_of(error) is not None):
         return
     text = _harmless_text(driver)
     if isinstance(driver, PostgresError):
@@ -158,6 +159,10 @@ def hide_values(error: BaseException | None) -> None:
         error.args = (text,)
 
 
+def _is_raised(driver: BaseException) -> bool:
+    return isinstance(driver, PostgresError) and driver.server_source_function in _RAISING
+
+
 def _harmless_text(driver: BaseException) -> str:
     text = str(driver.args[0]) if driver.args else ""
     if text.startswith(_TOO_MANY_ARGUMENTS) or (isinstance(driver, PostgresError) and _is_own_text(driver)):
@@ -170,7 +175,7 @@ def _harmless_text(driver: BaseException) -> str:
 
 def _is_own_text(driver: PostgresError) -> bool:
     """Whether it is PostgreSQL's own text and quotes no value: of a constraint, it does so in the DETAIL only."""
-    if driver.server_source_function == _RAISE:
+    if _is_raised(driver):
         return False
     is_of_constraint = (driver.sqlstate or "").startswith(_CONSTRAINT)
     return is_of_constraint or _HARMLESS_TEXT.fullmatch(str(driver.args[0])) is not None
