@@ -241,6 +241,14 @@ async def _leave_in_block(opener: Opener) -> None:
         await sleep(db, LONG)
 
 
+async def test_a_block_in_a_reading_session_that_is_part_of_a_transaction(engine: AsyncEngine) -> None:
+    async with transaction() as db, statement_timeout(db, LONG):
+        async with reading() as other, statement_timeout(other, 2 * LONG):
+            assert await server_limit(other) == "1min"
+        assert await server_limit(db) == f"{LONG}s"
+        await sleep(db, SLOW)
+
+
 async def test_a_block_in_a_savepoint(engine: AsyncEngine) -> None:
     async with transaction() as db:
         before = await server_limit(db)

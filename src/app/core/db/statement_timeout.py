@@ -8,6 +8,7 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 
 from app.core.db.database import open_transactions
 from app.core.db.outages import DatabaseUnavailable
+from app.core.db.sharing import ReadingSession
 from app.core.db.timeouts import LIMIT, NO_LIMIT, limit_statements, request_limit, set_request_limit
 
 
@@ -78,6 +79,9 @@ async def _apply(db: AsyncSession, seconds: float | None) -> None:
 
 
 async def _restore(db: AsyncSession, outer: float | None) -> None:
+    session = db.sync_session
+    if outer is None and isinstance(session, ReadingSession) and session.host is not None:
+        outer = session.host.info.get(LIMIT)  # Its connection has the limit of the block around this one.
     try:
         await _apply(db, request_limit() if outer is None else outer)
     except (SQLAlchemyError, DatabaseUnavailable):
