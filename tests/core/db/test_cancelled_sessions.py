@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import suppress
+from time import perf_counter
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.core.config import Settings
+from app.core.db import sharing
 from app.core.db.database import (
     after_rollback,
     begin_request,
@@ -123,3 +125,28 @@ async def test_a_commit_that_is_cancelled_may_be_made(
     assert await tier_names(settings) == ["fine"]
     await asyncio.sleep(0.05)
     assert taken_back == []
+
+
+@pytest.mark.parametrize("kind", [transaction, reading])
+async def test_a_task_that_never_ends_is_waited_for_once(
+    engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch, kind: Any
+) -> None:
+    monkeypatch.setattr(sharing, "MAX_WAIT", 0.5)
+    begun = asyncio.Event()
+
+    async def guest() -> None:
+        async with reading() as db:
+            await db.exec(SELECT)
+            begun.set()
+            await asyncio.sleep(3600)
+
+    async with kind() as db:
+        await db.exec(SELECT)
+        task = asyncio.create_task(guest())
+        await begun.wait()
+        before = perf_counter()
+    assert 0.4 < perf_counter() - before < 0.9
+    task.cancel()
+    with suppress(asyncio.CancelledError):
+        await task
+    await until_free(engine)

@@ -36,6 +36,7 @@ class SharingSession(ExplainingSession):
         is_aborted: whether an error of PostgreSQL has ended its transaction, which nothing can be a part of any more.
         beginner: the task that executes the first statement of a transaction.
         guests: how often each task uses it from another session.
+        has_waited: whether its end has waited for them for `MAX_WAIT` already.
     """
 
     connection_held: Connection | None = None
@@ -44,6 +45,7 @@ class SharingSession(ExplainingSession):
     is_aborted = False
     beginner: asyncio.Task[Any] | None = None
     guests: dict[asyncio.Task[Any], int] | None = None
+    has_waited = False
 
     @property
     def can_be_joined(self) -> bool:
@@ -267,11 +269,15 @@ async def ending(session: SharingSession) -> AsyncIterator[None]:
 
 
 async def wait_for_guests(session: SharingSession, *, besides: asyncio.Task[Any] | None = None) -> None:
-    """Returns when no task uses this transaction, but the current one and `besides`; after `MAX_WAIT` in any case."""
+    """Returns when no task uses this transaction, but the current one and `besides`; after `MAX_WAIT` in any case.
+
+    After one wait in vain it does not wait for this session again.
+    """
     known, deadline = (_current_task(), besides), monotonic() + MAX_WAIT
-    while (  # noqa: ASYNC110 -- any of several tasks
-        any(guest not in known and not guest.done() for guest in session.guests or ()) and monotonic() < deadline
-    ):
+    while any(guest not in known and not guest.done() for guest in session.guests or ()):
+        if session.has_waited or monotonic() > deadline:
+            session.has_waited = True
+            return
         await asyncio.sleep(POLL_INTERVAL)
 
 
