@@ -32,6 +32,7 @@ from app.core.db.sharing import (
     ending,
     forget_sessions,
     has_holder,
+    hide_session,
     note_error,
     open_sessions,
     remove_session,
@@ -167,6 +168,8 @@ class Transaction(AsyncSession):
             await super().rollback()
 
     async def _after_commit(self, leaving: AsyncExitStack) -> None:
+        """Does what follows from the commit, in a task of its own, and in no later transaction of this session."""
+        hide_session(self)
         for action in (leaving.aclose, *self.info.pop(_DUE, ())):
             try:
                 await action()

@@ -246,6 +246,11 @@ def remove_session(db: AsyncSession) -> None:
     session = db.sync_session
     if isinstance(session, SharingSession):
         session.is_closed = True
+    hide_session(db)
+
+
+def hide_session(db: AsyncSession) -> None:
+    """Has nothing that follows in this context use its connection."""
     _open.set(tuple(other for other in _open.get() if other is not db))
 
 

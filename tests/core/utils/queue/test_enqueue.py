@@ -11,7 +11,7 @@ from sqlalchemy import text
 from sqlmodel import col, func, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from app.core.db.database import transaction
+from app.core.db.database import after_commit, transaction
 from app.core.utils import queue
 from app.core.utils.queue import Enqueued, IdempotencyKeyReused, Job, JobIdTaken, sending
 from app.core.utils.queue.sending import current_transport
@@ -368,3 +368,24 @@ async def test_all_jobs_of_a_transaction_are_sent_at_once(db: AsyncSession, monk
             await queue.enqueue(caller, "do", number)
     assert commands.count("ZADD") == 1
     assert await queue.pool.zcard(queue.DEFAULT_QUEUE) == 100
+
+
+@pytest.mark.parametrize("ending", ["error", "rollback", "cancelled"])
+async def test_a_job_that_follows_a_commit_is_in_no_later_transaction(db: AsyncSession, ending: str) -> None:
+    """The change is made: what comes after it in the handler cannot take the job back."""
+
+    async def follow() -> None:
+        await queue.pool.enqueue_job("it", _job_id="follows")
+
+    with suppress(ZeroDivisionError, asyncio.CancelledError):
+        async with transaction() as mine:
+            await (await mine.connection()).execute(text("SELECT 1"))
+            after_commit(mine, follow)
+            await mine.commit()
+            if ending == "error":
+                raise ZeroDivisionError
+            if ending == "cancelled":
+                raise asyncio.CancelledError
+            await mine.rollback()
+    assert (await job_of("follows")).state == "queued"
+    assert list(await sent()) == ["follows"]
