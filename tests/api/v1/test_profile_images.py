@@ -375,3 +375,28 @@ async def test_an_upload_of_50_mb_needs_no_memory(
     assert done["length"] > 50 * MB
     assert done["peak"] - warm["peak"] < 10 * MB
     assert files_in(folder) == []
+
+
+async def test_one_caller_cannot_have_all_uploads(
+    client: httpx2.AsyncClient, ada: User, db: AsyncSession, settings: Settings
+) -> None:
+    """Whatever profiles they are for; another caller still uploads."""
+    bob, go_on = await create_user(db, username="bob"), asyncio.Event()
+    begun = [asyncio.Event() for _ in range(settings.MAX_CONCURRENT_UPLOADS // 2)]
+
+    async def slow(event: asyncio.Event) -> AsyncIterator[bytes]:
+        sent = png()
+        yield sent[:8]
+        event.set()
+        await go_on.wait()
+        yield sent[8:]
+
+    tasks = [asyncio.create_task(put(client, ada, settings, slow(event))) for event in begun]
+    for event in begun:
+        await asyncio.wait_for(event.wait(), 5)
+    refused = await put(client, ada, settings, png())
+    assert (refused.status_code, refused.json()["type"]) == (429, "urn:problem-type:too-many-uploads")
+    assert (await put(client, bob, settings, png())).status_code == 200
+    go_on.set()
+    assert [answer.status_code for answer in await asyncio.gather(*tasks)] == [200] * len(tasks)
+    assert (await put(client, ada, settings, png())).status_code == 200

@@ -239,10 +239,11 @@ async def test_the_url_of_something_else_has_no_key(storage: Storage, url: str |
         "{}/outside.png",
         "a\0.png",
         "",
+        None,
         "things/7/" + "a" * 32 + ".png\n",
     ],
 )
-async def test_what_is_no_key_is_not_served(tmp_path: Path, key: str) -> None:
+async def test_what_is_no_key_is_not_served(tmp_path: Path, key: str | None) -> None:
     """A key that a handler takes from the caller is theirs to choose."""
     (tmp_path / "outside.png").write_bytes(png())
     request = Request({"type": "http", "headers": []})
@@ -250,7 +251,7 @@ async def test_what_is_no_key_is_not_served(tmp_path: Path, key: str) -> None:
         (tmp_path / "uploads/things/7").mkdir(parents=True)
         (tmp_path / "uploads/things/7/outside.png").write_bytes(png())
         with pytest.raises(FileNotStored):
-            await file_response(request, storage, key.format(tmp_path))
+            await file_response(request, storage, key and key.format(tmp_path))
 
 
 # ---- A folder ----

@@ -5,7 +5,7 @@ from typing import Any, Final
 from fastapi import APIRouter, Request
 
 from app.api.accounts import set_profile_image
-from app.api.dependencies import ManagedProfile, SessionDep, SettingsDep, StorageDep
+from app.api.dependencies import CurrentUser, ManagedProfile, SessionDep, SettingsDep, StorageDep
 from app.core.exceptions.http_exceptions import Forbidden, Unauthorized
 from app.core.openapi import problems
 from app.core.storage import IMAGES, UPLOAD_PROBLEMS
@@ -33,8 +33,13 @@ router = APIRouter(tags=["users"])
     responses=problems(Unauthorized, Forbidden, UserNotFound, *UPLOAD_PROBLEMS),
 )
 async def put_profile_image(
-    user: ManagedProfile, request: Request, storage: StorageDep, db: SessionDep, settings: SettingsDep
+    user: ManagedProfile,
+    request: Request,
+    storage: StorageDep,
+    db: SessionDep,
+    settings: SettingsDep,
+    caller: CurrentUser,
 ) -> User:
     """Upload a profile image, your own or, as a superuser, anybody's: the body is the file."""
-    async with storage.receive(request.stream(), IMAGES, MAX_SIZE) as image:
+    async with storage.receive(request.stream(), IMAGES, MAX_SIZE, sender=caller.id) as image:
         return await set_profile_image(db, user, image, storage, settings)

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 import structlog
 
-from app.core.exceptions.http_exceptions import Problem, ServiceUnavailable, Unprocessable
+from app.core.exceptions.http_exceptions import Problem, ServiceUnavailable, TooManyRequests, Unprocessable
 
 log = structlog.stdlib.get_logger("slipway.storage")
 
@@ -43,6 +43,10 @@ class StorageBusy(ServiceUnavailable):
     text = "Too many files are being uploaded. Try again shortly."
 
 
+class TooManyUploads(TooManyRequests):
+    text = "You are uploading too many files at the same time."
+
+
 UPLOAD_PROBLEMS = (
     UnsupportedContent,
     ImageTooLarge,
@@ -51,6 +55,7 @@ UPLOAD_PROBLEMS = (
     StorageFull,
     StorageUnavailable,
     StorageBusy,
+    TooManyUploads,
 )
 """The errors of a route that receives a file, for its `responses=`."""
 

@@ -23,20 +23,22 @@ class FileNotStored(NotFound):
 
 
 async def file_response(
-    request: Request, storage: Storage, key: str, *, cache_control: str = CACHE_CONTROL
+    request: Request, storage: Storage, key: str | None, *, cache_control: str = CACHE_CONTROL
 ) -> Response:
     """The stored file, or a part of it where the request asks for one; 304 where the client has it.
 
     Args:
         request: its `Range`, `If-Range` and `If-None-Match` headers count.
         storage: a folder; a bucket is served by its own address.
-        key: the file's.
+        key: the file's; None for a row without a file.
         cache_control: of the answer. Files that not everybody may read need `private, no-store`.
 
     Raises: FileNotStored.
     """
+    if not isinstance(storage, FolderStorage) or key is None or not is_key(key):
+        raise FileNotStored
     content_type = CONTENT_TYPES.get(key.rpartition(".")[2])
-    if not isinstance(storage, FolderStorage) or content_type is None or not is_key(key):
+    if content_type is None:
         raise FileNotStored
     path = storage.path_of(key)
     try:

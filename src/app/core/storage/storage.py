@@ -2,6 +2,7 @@
 
 import re
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import AsyncIterable, AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from functools import partial
@@ -14,7 +15,7 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 from app.core.config import StorageSettings
 from app.core.db.database import after_commit, after_rollback
 from app.core.storage.content import Content, ContentType, Size
-from app.core.storage.errors import StorageBusy, storage_errors
+from app.core.storage.errors import StorageBusy, TooManyUploads, storage_errors
 from app.core.storage.receiving import MAX_IMAGE_SIZE, ReceivedFile, receive
 from app.core.storage.uninterrupted import uninterrupted
 
@@ -47,6 +48,7 @@ class Storage(ABC):
         self._max_uploads = settings.MAX_CONCURRENT_UPLOADS
         self._temporary = temporary
         self._uploads = 0
+        self._uploads_of: Counter[int | str] = Counter()
 
     @asynccontextmanager
     async def receive(
@@ -54,6 +56,8 @@ class Storage(ABC):
         parts: AsyncIterable[bytes],
         accepted: Collection[ContentType],
         max_image_size: Size = MAX_IMAGE_SIZE,
+        *,
+        sender: int | str | None = None,
     ) -> AsyncIterator[ReceivedFile]:
         """Receives a file, and removes it at the end; `keep` stores it before.
 
@@ -63,17 +67,27 @@ class Storage(ABC):
             parts: the content, such as `request.stream()`.
             accepted: the types that are accepted, such as `IMAGES`.
             max_image_size: the largest width and height of an image, in pixels.
+            sender: the caller, such as the id of a user, who may have half of the uploads that a process receives at
+                the same time. None: all of them.
 
         Raises: UPLOAD_PROBLEMS.
         """
         if self._uploads >= self._max_uploads:
             raise StorageBusy
+        if sender is not None and self._uploads_of[sender] >= (self._max_uploads + 1) // 2:
+            raise TooManyUploads
         self._uploads += 1
+        if sender is not None:
+            self._uploads_of[sender] += 1
         try:
             async with receive(parts, self._temporary, accepted, max_image_size) as received:
                 yield received
         finally:
             self._uploads -= 1
+            if sender is not None:
+                self._uploads_of[sender] -= 1
+                if not self._uploads_of[sender]:
+                    del self._uploads_of[sender]
 
     async def keep(self, db: AsyncSession, received: ReceivedFile, folder: str, owner: int | str) -> str:
         """Stores a received file, and deletes it again when the transaction is rolled back.
