@@ -12,8 +12,13 @@ import pytest
 from fastapi import APIRouter, BackgroundTasks, Depends, HTTPException
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, SecretStr
+from starlette.applications import Starlette
 from starlette.datastructures import MutableHeaders
+from starlette.middleware import Middleware
+from starlette.requests import Request
 from starlette.responses import StreamingResponse
+from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from structlog.testing import capture_logs
 
 from app.core.config import AppSettings
@@ -329,3 +334,70 @@ async def test_a_real_server_sends_every_status() -> None:
             assert bool(answer.content) is (status not in {204, 205, 304})
         assert (await client.get("/raises/101")).status_code == 500
         assert (await client.head("/raises/409")).status_code == 409
+
+
+# ---- A client that leaves ----
+
+
+outcomes: list[str] = []
+
+
+async def noted_outcome() -> AsyncIterator[None]:
+    """A dependency with something to roll back."""
+    try:
+        yield
+    except Exception as error:
+        outcomes.append(type(error).__name__)
+        raise
+
+
+async def reads(request: Request) -> int:
+    return len(await request.body())
+
+
+async def streams(request: Request) -> int:
+    return sum([len(part) async for part in request.stream()])
+
+
+async def reads_first(_: Annotated[int, Depends(reads)], outcome: Annotated[None, Depends(noted_outcome)]) -> int:
+    return 0
+
+
+class ReadingMiddleware:
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            await Request(scope, receive).body()
+        await self.app(scope, receive, send)
+
+
+@pytest.mark.parametrize("path", ["/reads", "/streams", "/reads-first", "/mounted/reads", "/middleware"])
+async def test_a_client_that_leaves_while_it_sends_is_no_error_of_ours(path: str) -> None:
+    router, mounted = APIRouter(), Starlette(routes=[Route("/reads", reads, methods=["POST"])])
+    router.add_api_route("/reads", reads, methods=["POST"], dependencies=[Depends(noted_outcome)])
+    router.add_api_route("/streams", streams, methods=["POST"], dependencies=[Depends(noted_outcome)])
+    router.add_api_route("/reads-first", reads_first, methods=["POST"])
+    middleware = [Middleware(ReadingMiddleware)] if path == "/middleware" else []
+    app = create_application(router, AppSettings(), middleware=middleware)
+    app.mount("/mounted", mounted)
+    arriving: list[Message] = [
+        {"type": "http.request", "body": b"half", "more_body": True},
+        {"type": "http.disconnect"},
+    ]
+    headers = [(b"content-length", b"8")]
+
+    async def receive() -> Message:
+        return arriving.pop(0)
+
+    async def send(message: Message) -> None: ...
+
+    outcomes.clear()
+    scope = {"type": "http", "method": "POST", "path": path, "headers": headers, "query_string": b"", "root_path": ""}
+    with capture_logs() as lines:
+        await app({**scope, "http_version": "1.1"}, receive, send)
+    assert [line["event"] for line in lines if line["log_level"] in {"warning", "error"}] == []
+    [line] = [line for line in lines if line["event"] == "request"]
+    assert line["status"] == 400
+    assert outcomes == (["ClientDisconnect"] if path in {"/reads", "/streams"} else [])

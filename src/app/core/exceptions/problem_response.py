@@ -18,13 +18,13 @@ from starlette._utils import get_route_path, is_async_callable
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
-from starlette.requests import HTTPConnection
+from starlette.requests import ClientDisconnect, HTTPConnection
 from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ExceptionHandler
 
 from app.core.db.data_errors import hide_values, problem_of
-from app.core.exceptions.http_exceptions import Problem
+from app.core.exceptions.http_exceptions import BadRequest, Problem
 from app.core.exceptions.problem_members import jsonable, raw_headers, text_and_members
 from app.core.exceptions.statuses import allows_body, ends_a_request, let_uvicorn_send, phrase_of
 
@@ -130,6 +130,11 @@ def _on_validation_error(request: HTTPConnection, error: Exception) -> Response:
     )
 
 
+def _on_disconnect(request: HTTPConnection, _: Exception) -> Response:
+    """Nobody reads this answer. It is the status of the log and the metrics: a client that leaves is no error here."""
+    return answer_to(request, BadRequest("The request was not completed."))
+
+
 def _fault(fault: Any) -> dict[str, Any]:
     """One fault, as Pydantic describes it, or as a handler that raises the error itself may.
 
@@ -186,5 +191,6 @@ PROBLEM_HANDLERS: Final[Mapping[type[Exception], Any]] = {
     HTTPException: _on_http_exception,
     RequestValidationError: _on_validation_error,
     WebSocketRequestValidationError: _on_validation_error,
+    ClientDisconnect: _on_disconnect,
     **dict.fromkeys((StatementError, PostgresError, InterfaceError), _on_database_error),
 }
