@@ -13,6 +13,7 @@ import httpx2
 import pytest
 import structlog
 from fastapi import APIRouter, FastAPI
+from pydantic import BaseModel, ValidationError
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from app.api.dependencies import OptionalUser
@@ -61,6 +62,41 @@ def test_row_values_are_cut_from_errors(environment: EnvironmentOption, capsys: 
     assert "[SQL: INSERT ...]" in shown
     assert "ada@example.com" not in shown
     assert "argon2id" not in shown
+
+
+class Form(BaseModel):
+    name: int
+    password: int
+
+
+@pytest.mark.parametrize("environment", [EnvironmentOption.PRODUCTION, EnvironmentOption.LOCAL])
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"name": 1, "password": "hunter2"},
+        {"name": 1, "passwort": "hunter2"},
+        {"name": "hunter2", "password": "hunter2\n\r"},
+        {"name": "hunter2", "password": ", input_type=str] hunter2"},
+        ["hunter2"],
+        "hunter2",
+    ],
+    ids=str,
+)
+def test_values_are_cut_from_errors_of_models(
+    environment: EnvironmentOption, values: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A handler that validates by itself fails with an error whose text has the values."""
+    configure_logging(environment)
+    try:
+        Form.model_validate(values)
+    except ValidationError as error:
+        structlog.stdlib.get_logger("ours").exception("crash", cause=repr(error))
+        logging.getLogger("theirs").exception("crash")
+        logging.getLogger("theirs").error("crash: %s", error)
+    shown = capsys.readouterr().out
+    assert shown.count("for Form") == 4
+    assert shown.count("input_type=") >= 4
+    assert "hunter2" not in shown
 
 
 @pytest.mark.parametrize(

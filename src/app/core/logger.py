@@ -201,10 +201,17 @@ def _without_colours(_: Any, __: str, event: dict[str, Any]) -> dict[str, Any]:
 
 # PostgreSQL's "DETAIL:  Failing row contains (...)": e-mail addresses, hashes. Ends where SQLAlchemy or Python goes on.
 _DETAIL = re.compile(r"\nDETAIL:.*?(?=\n\[SQL|\n\n(?:The above|During)|\Z)", re.DOTALL)
+# Pydantic's "[type=..., input_value={'password': ...}, input_type=dict]", of which it shortens the value.
+_INPUT = re.compile(r"\binput_value=[^\n]{0,1000}, input_type=")
 
 
 def _without_row_values(_: Any, __: str, event: dict[str, Any]) -> dict[str, Any]:
-    return {name: _DETAIL.sub("", text) if isinstance(text, str) else text for name, text in event.items()}
+    return {name: _without_values(text) if isinstance(text, str) else text for name, text in event.items()}
+
+
+def _without_values(text: str) -> str:
+    text = _DETAIL.sub("", text) if "\nDETAIL:" in text else text
+    return _INPUT.sub("input_type=", text) if "input_value=" in text else text
 
 
 class _WithoutJobValues(logging.Filter):
