@@ -224,6 +224,37 @@ async def test_the_answer_goes_out_and_nothing_is_written(
     assert capsys.readouterr().out.count("request's transaction was rolled back") == 1
 
 
+async def by_time_limit(db: AsyncSession) -> None:
+    with suppress(TimeoutError):
+        async with asyncio.timeout(0.05):
+            await db.exec(text("SELECT pg_sleep(5)"))  # type: ignore[call-overload]
+
+
+async def by_time_limit_of_a_reading_session(db: AsyncSession) -> None:
+    async with reading() as other:
+        await by_time_limit(other)
+
+
+async def by_cancelled_task(db: AsyncSession) -> None:
+    async def read() -> None:
+        async with reading() as other:
+            await other.exec(text("SELECT pg_sleep(5)"))  # type: ignore[call-overload]
+
+    task = asyncio.create_task(read())
+    await asyncio.sleep(0.05)
+    task.cancel()
+    with suppress(asyncio.CancelledError):
+        await task
+
+
+@pytest.mark.parametrize("way", [by_time_limit, by_time_limit_of_a_reading_session, by_cancelled_task])
+async def test_a_cancelled_statement_is_no_success(client: httpx2.AsyncClient, way: Break) -> None:
+    """The handler has caught no error of the database, and does not know that its rows are gone."""
+    assert (await client.post(f"{way.__name__}/201")).status_code == 500
+    assert await tier_names() == ["taken"]
+    assert hooks == []
+
+
 @pytest.mark.parametrize("way", [by_flush, by_driver])
 async def test_a_problem_that_keeps_changes_has_none_to_keep(client: httpx2.AsyncClient, way: Break) -> None:
     answer = await client.post(f"{way.__name__}/418")

@@ -285,7 +285,8 @@ async def async_get_db() -> AsyncIterator[AsyncSession]:
     An error of the database that the handler has caught aborts the transaction: it is rolled back, one line in the log
     says so, and the handler's answer goes out. What is to survive such an error needs a savepoint (`begin_nested`).
 
-    Raises: DatabaseUnavailable when PostgreSQL cannot be reached or asks to try again.
+    Raises: DatabaseUnavailable when PostgreSQL cannot be reached or asks to try again; TransactionAborted when a
+        statement was cancelled, by `asyncio.timeout`, say.
     """
     async with _TransactionScope(of_request=True) as db:
         yield db
@@ -338,8 +339,10 @@ class _TransactionScope(AbstractAsyncContextManager[AsyncSession]):
             if db.in_transaction() or db.sync_session.guests:  # Another task has joined it since.
                 await db.commit()
         except TransactionAborted as error:
+            # Whoever catches an error answers for it; a cancelled statement shows no sign that the rows are gone.
+            is_noticed = db.sync_session.is_aborted or not db.sync_session.is_cancelled
             await db.rollback()
-            if not of_request:
+            if not (of_request and is_noticed):
                 raise
             log.warning("request's transaction was rolled back", caught=type(error.__cause__ or error).__name__)
 

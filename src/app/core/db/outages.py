@@ -57,7 +57,8 @@ class TransactionAborted(SQLAlchemyError):  # noqa: N818 -- a state, with what t
 
     def __init__(self) -> None:
         super().__init__(
-            "An error that was caught has aborted the transaction, and nothing of it is written. Run statements whose "
+            "An error or a cancellation that was caught has aborted the transaction, and nothing of it is written. For "
+            "a time limit, use `statement_timeout` in place of `asyncio.timeout`. Run statements whose "
             "errors you handle in `async with db.begin_nested():`, or call `await db.rollback()` before you go on."
         )
 

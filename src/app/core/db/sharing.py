@@ -34,6 +34,7 @@ class SharingSession(ExplainingSession):
         is_closed: whether it was closed for good. Tasks that outlive it must not use it.
         is_ending: whether its transaction is being committed or rolled back.
         is_aborted: whether an error of PostgreSQL has ended its transaction, which nothing can be a part of any more.
+        is_cancelled: whether a statement of its transaction was cancelled in this process, which has ended it as well.
         beginner: the task that executes the first statement of a transaction.
         guests: how often each task uses it from another session.
         has_waited: whether its end has waited for them for `MAX_WAIT` already.
@@ -43,6 +44,7 @@ class SharingSession(ExplainingSession):
     is_closed = False
     is_ending = False
     is_aborted = False
+    is_cancelled = False
     beginner: asyncio.Task[Any] | None = None
     guests: dict[asyncio.Task[Any], int] | None = None
     has_waited = False
@@ -50,7 +52,7 @@ class SharingSession(ExplainingSession):
     @property
     def can_be_joined(self) -> bool:
         """Whether another session may use its transaction."""
-        return not (self.is_closed or self.is_ending or self.is_aborted)
+        return not (self.is_closed or self.is_ending or self.is_aborted or self.is_cancelled)
 
     @property
     def shared_connection(self) -> Connection | None:
@@ -171,22 +173,24 @@ def _note_connection(session: SharingSession, _: SessionTransaction, connection:
 def _forget_connection(session: SharingSession, ended: SessionTransaction) -> None:
     if ended.parent is None:
         session.connection_held = session.beginner = None
-        session.is_aborted = False
+        session.is_aborted = session.is_cancelled = False
 
 
 def note_error(context: ExceptionContext) -> None:
-    """Listens to the errors of an engine: one that the server reports outside of a savepoint aborts a transaction."""
-    connection = context.connection
-    if (
-        connection is None
-        or connection.in_nested_transaction()
-        or not getattr(context.original_exception, "sqlstate", 0)
-    ):
+    """Listens to the errors of an engine, for those that abort a transaction.
+
+    These are the errors that the server reports outside of a savepoint, and the cancellation of a statement.
+    """
+    connection, error = context.connection, context.original_exception
+    is_cancelled = isinstance(error, asyncio.CancelledError)
+    is_reported = bool(getattr(error, "sqlstate", 0))
+    if connection is None or not (is_cancelled or (is_reported and not connection.in_nested_transaction())):
         return
     for db in _open.get():
         session = db.sync_session
         if isinstance(session, WritingSession) and session.connection_held is connection:
-            session.is_aborted = True
+            session.is_cancelled = session.is_cancelled or is_cancelled
+            session.is_aborted = session.is_aborted or is_reported
 
 
 def holder(besides: SharingSession) -> SharingSession | None:
