@@ -405,3 +405,20 @@ async def test_an_error_that_was_caught_rolls_back_and_publishes_nothing(setting
         assert (answer.status_code, answer.json()) == (200, "not renamed")
         assert await names() == {"ada": "Ada"}
     assert heard.take() == []
+
+
+async def test_more_rows_than_a_statement_has_parameters(opened: Opened, ada: User) -> None:
+    """The driver takes 32767 of them."""
+    heard: list[UserEvent] = []
+
+    async def hear(event: UserEvent) -> None:
+        heard.append(event)
+
+    opened.subscriptions[:] = [subscribe_after_commit(UserEvent, hear)]
+    copies = """INSERT INTO "user" SELECT copy.* FROM "user" AS one, generate_series(1, 33000) AS n,
+        jsonb_populate_record(one, jsonb_build_object('id', 100000 + n, 'uuid', gen_random_uuid(),
+        'username', 'copy' || n, 'email', 'copy' || n || '@example.com')) AS copy"""
+    async with transaction() as db:
+        await (await db.connection()).execute(text(copies))
+        await db.exec(update(User).values(name="Grace"))
+    assert len(heard) == 33001

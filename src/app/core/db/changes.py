@@ -17,6 +17,7 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 Values = Mapping[str, Any]  # of a row, by the names of its attributes
 _Noted = dict[tuple[str, Any], Values | None]
 
+MAX_KEYS: Final = 10_000  # of one statement, whose parameters the driver counts in 16 bits
 _NOTED: Final = "slipway_changed_rows"  # in a session's info: the rows as they were before, None for a new one
 
 
@@ -47,6 +48,13 @@ class _Tracked:
             wanted = wanted.with_for_update(key_share=True)
         rows = connection.execute(wanted, parameters or {}).mappings()
         return {row[self.key_name]: dict(row) for row in rows}
+
+    def read_keys(self, connection: Connection, keys: Sequence[Any], *, lock: bool = False) -> dict[Any, Values]:
+        """The rows with these primary keys."""
+        found: dict[Any, Values] = {}
+        for start in range(0, len(keys), MAX_KEYS):
+            found |= self.read(connection, self.key.in_(keys[start : start + MAX_KEYS]), lock=lock)
+        return found
 
 
 _tracked: dict[str, _Tracked] = {}  # by table
@@ -95,7 +103,7 @@ def _note_removed(mapper: Any, connection: Connection, row: Any) -> None:
         table = mapper.local_table.name
         key = mapper.primary_key_from_instance(row)[0]
         if (table, key) not in noted:
-            _note(noted, table, connection, _tracked[table].key == key)
+            _note(noted, table, _tracked[table].read_keys(connection, [key], lock=True))
 
 
 def note_statement(state: ORMExecuteState) -> None:
@@ -110,14 +118,15 @@ def note_statement(state: ORMExecuteState) -> None:
     connection = state.session.connection()
     if isinstance(state.parameters, Sequence):  # An UPDATE of several rows by their primary keys.
         ids = [values[tracked.key_name] for values in state.parameters if tracked.key_name in values]
-        _note(noted, table, connection, tracked.key.in_(ids))
+        _note(noted, table, tracked.read_keys(connection, ids, lock=True))
         return
     condition = getattr(state.statement, "whereclause", None)
-    _note(noted, table, connection, *([] if condition is None else [condition]), parameters=state.parameters)
+    where = [] if condition is None else [condition]
+    _note(noted, table, tracked.read(connection, *where, lock=True, parameters=state.parameters))
 
 
-def _note(noted: _Noted, table: str, connection: Connection, *where: Any, parameters: Values | None = None) -> None:
-    for key, values in _tracked[table].read(connection, *where, lock=True, parameters=parameters).items():
+def _note(noted: _Noted, table: str, rows: Mapping[Any, Values]) -> None:
+    for key, values in rows.items():
         noted.setdefault((table, key), values)
 
 
@@ -148,7 +157,7 @@ def _events_of(connection: Connection, noted: _Noted) -> Iterator[object]:
     for table in {table for table, _ in noted}:
         tracked = _tracked[table]
         ids = [key for name, key in noted if name == table]
-        found = tracked.read(connection, tracked.key.in_(ids))
+        found = tracked.read_keys(connection, ids)
         current |= {(table, key): values for key, values in found.items()}
     for row, before in noted.items():
         after = current.get(row)
