@@ -272,14 +272,15 @@ async def test_attempts_can_begin_with_a_later_one(db: AsyncSession) -> None:
     ],
 )
 async def test_names_that_the_table_cannot_hold_are_refused(db: AsyncSession, options: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=r"A job's id|longer than|_defer_until"):
+    with pytest.raises(ValueError, match=r"A job's id|at most|_defer_until") as caught:
         await enqueued(**options)
+    assert "xxx" not in str(caught.value)  # It can be a caller's.
     assert await count() == 0
 
 
 @pytest.mark.parametrize("function", ["x" * 129, "a\x00"])
 async def test_functions_that_the_table_cannot_hold_are_refused(db: AsyncSession, function: str) -> None:
-    with pytest.raises(ValueError, match="longer than"):
+    with pytest.raises(ValueError, match="at most"):
         await queue.enqueue(db, function)
     assert await count() == 0
 

@@ -126,12 +126,12 @@ async def enqueue(
     arguments, keywords = dump_arguments(args, kwargs)
     values = {
         "id": _checked_id(_job_id) if _job_id is not None else uuid4().hex,
-        "queue": _at_most(LONGEST_NAME, _queue_name),
-        "function": _at_most(LONGEST_NAME, name),
+        "queue": _at_most(LONGEST_NAME, _queue_name, "The name of a queue"),
+        "function": _at_most(LONGEST_NAME, name, "The name of a function"),
         "args": arguments,
         "keywords": keywords,
         "owner_id": _owner_id,
-        "key": _at_most(LONGEST_KEY, _idempotency_key) if _idempotency_key is not None else None,
+        "key": _at_most(LONGEST_KEY, _idempotency_key, "An idempotency key") if _idempotency_key is not None else None,
         "attempt": (_job_try or 1) - 1,
         "traceparent": current_traceparent(),
         "until": _defer_until,
@@ -248,9 +248,9 @@ def _checked_id(job_id: str) -> str:
     return job_id
 
 
-def _at_most(longest: int, name: str) -> str:
+def _at_most(longest: int, name: str, kind: str) -> str:
     if len(name) > longest or "\x00" in name:
-        raise ValueError(f"{name[:40]!r} is longer than {longest} characters, or has a NUL in it.")
+        raise ValueError(f"{kind} is at most {longest} characters long and has no NUL in it.")
     return name
 
 
