@@ -102,9 +102,9 @@ class WritingSession(SharingSession):
 
     @property
     def was_rolled_back(self) -> bool:
-        """Whether another session has rolled back its transaction: one on its connection, whose flush has failed."""
+        """Whether its transaction was aborted, and rolled back by another session on its connection after a flush."""
         held = self.connection_held
-        return held is not None and not held.closed and not held.in_transaction()
+        return self.is_aborted and held is not None and not held.closed and not held.in_transaction()
 
     def get_bind(self, *args: Any, **kwargs: Any) -> Engine | Connection:
         """SQLAlchemy's, which is called before each statement."""
