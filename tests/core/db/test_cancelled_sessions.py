@@ -6,6 +6,7 @@ from contextlib import suppress
 from time import perf_counter
 from typing import Any
 
+import asyncpg
 import pytest
 from anyio import CancelScope
 from sqlalchemy import text
@@ -21,6 +22,7 @@ from app.core.db.database import (
     reading,
     transaction,
 )
+from app.core.db.outages import DatabaseUnavailable
 from app.models.tier import Tier
 from tests.core.db.test_around_commit import tier_names
 
@@ -150,3 +152,23 @@ async def test_a_task_that_never_ends_is_waited_for_once(
     with suppress(asyncio.CancelledError):
         await task
     await until_free(engine)
+
+
+async def test_nobody_waits_for_a_first_statement_that_got_no_connection(
+    engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(*_: Any, **__: Any) -> None:
+        raise OSError
+
+    async def read() -> None:
+        async with reading() as db:
+            await db.exec(SELECT)
+
+    async with transaction() as db:
+        with monkeypatch.context() as away:
+            away.setattr(asyncpg, "connect", fail)
+            with pytest.raises(DatabaseUnavailable):
+                await db.exec(SELECT)
+        before = perf_counter()
+        await asyncio.gather(read(), read())
+        assert perf_counter() - before < sharing.MAX_WAIT / 2

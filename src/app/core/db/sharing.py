@@ -115,6 +115,14 @@ class WritingSession(SharingSession):
                 _release_idle_readers()
         return super().get_bind(*args, **kwargs)
 
+    def _connection_for_bind(self, *args: Any, **kwargs: Any) -> Connection:
+        """SQLAlchemy's, which takes a connection. Where it gets none, nobody has to wait for it any more."""
+        try:
+            return super()._connection_for_bind(*args, **kwargs)
+        except BaseException:
+            self.beginner = None
+            raise
+
 
 class ReadingSession(SharingSession):
     """The synchronous part of a session in which each statement is a transaction of its own.
