@@ -13,6 +13,7 @@ os.environ.update(
     POSTGRES_SERVER="127.0.0.1",
     ENVIRONMENT="local",
     STORAGE_URL=f"file://{tempfile.gettempdir()}/slipway-uploads-{os.getpid()}",
+    MEDIA_URL="http://localhost:8000/api/v1/media",
     DEFAULT_RATE_LIMIT_LIMIT="1000000",  # Tests ask much; those about the limit set their own.
 )
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from app.core.config import SettingsError, StorageSettings
+from app.core.settings.weaknesses import weaknesses
 from tests.processes import ROOT
 
 MEDIA = "https://media.example.com/files"
@@ -50,9 +51,23 @@ def test_a_place_that_is_none_is_one_line(url: str) -> None:
     )
 
 
-def test_a_bucket_needs_a_public_address() -> None:
+def test_a_bucket_needs_a_public_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MEDIA_URL")
     with pytest.raises(SettingsError, match="MEDIA_URL must be set where STORAGE_URL is a bucket"):
         StorageSettings(STORAGE_URL="s3://bucket")
+
+
+def test_in_production_a_folder_needs_a_public_address(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("MEDIA_URL")
+    folder = f"file://{tmp_path}"
+    assert [weak.name for weak in weaknesses(StorageSettings(STORAGE_URL=folder))] == ["MEDIA_URL"]
+    assert weaknesses(StorageSettings(STORAGE_URL=folder, MEDIA_URL=MEDIA)) == []
+
+
+def test_the_addresses_of_make_run_have_its_port(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MEDIA_URL")
+    monkeypatch.setenv("PORT", "8123")
+    assert StorageSettings().MEDIA_URL == "http://localhost:8123/api/v1/media"
 
 
 @pytest.mark.parametrize(

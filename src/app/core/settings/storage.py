@@ -1,5 +1,6 @@
 """Where uploaded files are stored, and under which address they are public."""
 
+import os
 import re
 from pathlib import Path
 from typing import Annotated, Any, Final, Self
@@ -29,7 +30,7 @@ class StorageSettings(SettingsGroup):
     STORAGE_S3_ACCESS_KEY_ID: str | None = None
     STORAGE_S3_SECRET_ACCESS_KEY: SecretStr | None = None
     MEDIA_URL: HttpUrl = Field(
-        "http://localhost:8000/api/v1/media",
+        default_factory=lambda: f"http://localhost:{os.environ.get('PORT', '8000')}/api/v1/media",  # of `make run`
         description="the http(s) URL, without a query, to which a stored file's key is added",
     )
     MAX_CONCURRENT_UPLOADS: PositiveInt = Field(

@@ -57,7 +57,7 @@ def weaknesses(settings: object) -> list[Weakness]:
             for name, value in _secrets_in_use(settings)
             if _WEAK[name](value)
         ]
-    return [*found, *_in_clear_text(settings), *anybodys_word(settings)]
+    return [*found, *_in_clear_text(settings), *_not_public(settings), *anybodys_word(settings)]
 
 
 def is_this_machine(host: str | None) -> bool:
@@ -98,6 +98,14 @@ def _in_clear_text(settings: Any) -> Iterator[Weakness]:
             "OTEL_EXPORTER_OTLP_ENDPOINT",
             "OTEL_EXPORTER_OTLP_ENDPOINT must not begin with http: in production, where OTEL_EXPORTER_OTLP_HEADERS are"
             " set: a login would be sent in clear text.",
+        )
+
+
+def _not_public(settings: Any) -> Iterator[Weakness]:
+    given = getattr(settings, "model_fields_set", ())
+    if getattr(settings, "STORAGE_URL", None) is not None and "MEDIA_URL" not in given:
+        yield Weakness(
+            "MEDIA_URL", "MEDIA_URL must be set in production: without it, the addresses of uploads are of localhost."
         )
 
 
