@@ -133,9 +133,9 @@ FORGERIES = {
     "exp of 5,000 digits": signed(
         HEADER, json.dumps(claims(exp=0)).replace('"exp": 0', '"exp": 1' + "0" * 5000).encode()
     ),
-    "nbf in the future": forged(nbf=int(time.time()) + 600),
+    "nbf in the future": forged(nbf=int(time.time()) + 86_400),
     "nbf not a number": forged(nbf="now"),
-    "iat in the future": forged(iat=int(time.time()) + 600),
+    "iat in the future": forged(iat=int(time.time()) + 86_400),
     "sub not a uuid": forged(sub="ada"),
     "sub a number": forged(sub=1),
     "sub empty": forged(sub=""),

@@ -144,7 +144,13 @@ def test_an_empty_migration_is_numbered_without_a_database(
     assert path.read_text().endswith("def downgrade() -> None:\n    pass\n")
 
 
-@pytest.mark.parametrize("message", ["", "  ", "!?"])
+def test_a_message_without_a_word_gives_a_name_of_its_own(copy: Path) -> None:
+    done = alembic(copy, "revision", "-m", "...")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert newest(copy / "src/migrations").name.endswith("_migration.py")
+
+
+@pytest.mark.parametrize("message", ["", "  "])
 def test_a_message_that_says_nothing_is_refused(project: Project, message: str) -> None:
     with pytest.raises(CommandError, match="Say in words what the migration does"):
         command.revision(project.config, message, autogenerate=True)

@@ -54,13 +54,16 @@ def number(context: RevisionContext, scripts: ScriptDirectory) -> None:
     if context.command_args["rev_id"] is None:
         numbers = [int(script.revision) for script in scripts.walk_revisions() if _NUMBER.fullmatch(script.revision)]
         context.generated_revisions[-1].rev_id = f"{max(numbers, default=0) + 1:04d}"
+    message = context.command_args["message"]
+    if message is not None and not re.search(r"\w", message):  # As in -m "...", which the documents have.
+        context.generated_revisions[-1].message = "migration"
 
 
 def refuse_no_message(context: RevisionContext, config: Config) -> None:
     """Raise CommandError when the new migration has no name. `alembic check`, which writes none, has none to give."""
     message = context.command_args["message"]
     is_absent = message is None and hasattr(config.cmd_opts, "message")
-    if is_absent or (message is not None and not re.search(r"\w", message)):
+    if is_absent or (message is not None and not message.strip()):
         raise CommandError('Say in words what the migration does: -m "add colour".')
 
 
