@@ -129,9 +129,7 @@ async def test_required_tls_is_not_weakened_by_a_server_without(settings: Settin
         await is_encrypted(create_engine(Settings(POSTGRES_URL=f"{url}?sslmode=require"), pool_size=1))
 
 
-async def test_variables_of_libpq_change_nothing(
-    settings: Settings, database: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_variables_of_libpq_change_nothing(settings: Settings, database: str) -> None:
     variables = {
         "PGSSLMODE": "verify-full",
         "PGHOST": "nowhere.invalid",
@@ -139,10 +137,12 @@ async def test_variables_of_libpq_change_nothing(
         "PGUSER": "x",
         "PGSERVICE": "x",
     }
-    for name, value in (variables | {"PGPASSWORD": "x", "PGSSLNEGOTIATION": "direct", "PGDATABASE": "x"}).items():
-        monkeypatch.setenv(name, value)
-    for engine_of in ENGINES:
-        assert not await is_encrypted(engine_of(settings))
+    variables |= {"PGPASSWORD": "x", "PGSSLNEGOTIATION": "direct", "PGDATABASE": "x"}
+    with pytest.MonkeyPatch.context() as patched:  # The tests' own connections go by them.
+        for name, value in variables.items():
+            patched.setenv(name, value)
+        for engine_of in ENGINES:
+            assert not await is_encrypted(engine_of(settings))
 
 
 async def test_the_application_runs_on_the_url_of_a_hoster(
